@@ -1,0 +1,185 @@
+"""The check of a ledger file: derive everything anew from the records, believe nothing stored.
+
+Entries are walked in order. Each leaf hash and every tree hash above it is computed and compared
+with what is stored; at each stored checkpoint the computed root must be the signed one. The first
+deviation names the entry from which on the file cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from earmark.errors import EarmarkError, FormatError, IntegrityError, LedgerError
+from earmark.ledger import store
+from earmark.ledger.checkpoint import SignedCheckpoint
+from earmark.ledger.merkle import (
+    EMPTY_ROOT,
+    consistency_proof,
+    fold,
+    grow,
+    leaf_hash,
+    node_count,
+    verify_consistency,
+)
+from earmark.ledger.note import VerifierKey
+
+_PAGE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What a check found.
+
+    Args:
+        size: Entries under the newest checkpoint that verified.
+        root: Its root, hexadecimal.
+        checkpoints: Signed checkpoints that verified.
+        intact: Entries from 0 on that are as they were signed; the next one, if there is a
+            problem, is the first bad one.
+        problem: None, or the error that `check` raises.
+    """
+
+    size: int
+    root: str
+    checkpoints: int
+    intact: int
+    problem: EarmarkError | None
+
+
+class _Walk:
+    """The state of one pass over a ledger file."""
+
+    def __init__(self, db: sqlite3.Connection, key: VerifierKey) -> None:
+        self.db = db
+        self.key = key
+        self.peaks: tuple[bytes, ...] = ()
+        self.size = 0
+        self.checkpoints = 0
+        self.signed_size = 0
+        self.signed_root = EMPTY_ROOT
+
+    def run(self) -> None:
+        """Walk all entries and checkpoints; raise at the first deviation."""
+        entries, nodes, checkpoints = self._extent()
+        notes = self._rows("checkpoints", "note", checkpoints)
+        hashes = self._rows("nodes", "hash", nodes)
+        self._checkpoint(*next(notes, (-1, b"")))
+        target = next(notes, None)
+        for index, record in self._rows("entries", "record", entries):
+            if target is None:
+                raise LedgerError(f"Entry {index} is under no signed checkpoint.")
+            if index != self.size:
+                raise LedgerError(f"Entry {self.size} is missing.")
+            self._entry(record, hashes)
+            if self.size == target[0]:
+                self._checkpoint(*target)
+                target = next(notes, None)
+        if target is not None:
+            raise LedgerError(f"Entry {self.size} is missing; {checkpoints} entries were signed.")
+        if next(hashes, None) is not None:
+            raise LedgerError("There are tree hashes of entries that do not exist.")
+        self._sqlite()
+
+    def _extent(self) -> tuple[int, int, int]:
+        """Return the last id of each table at one moment; later appends are left out."""
+        parts = ", ".join(
+            f"(SELECT coalesce(max(id), -1) FROM {table})"  # noqa: S608 - three constants
+            for table in ("entries", "nodes", "checkpoints")
+        )
+        row = self.db.execute(f"SELECT {parts}").fetchone()
+        return store.integer(row[0:1]), store.integer(row[1:2]), store.integer(row[2:3])
+
+    def _entry(self, record: bytes, nodes: Iterator[tuple[int, bytes]]) -> None:
+        leaf = leaf_hash(record)
+        peaks, fresh = grow(self.peaks, self.size, leaf)
+        for place, expected in enumerate(fresh, start=node_count(self.size)):
+            if next(nodes, None) != (place, expected):
+                raise LedgerError(f"Entry {self.size} does not match its hash.")
+        self.peaks, self.size = peaks, self.size + 1
+
+    def _checkpoint(self, size: int, note: bytes) -> None:
+        signed = SignedCheckpoint.open(note, self.key)
+        if str(signed).encode() != note or signed.body.extensions:
+            raise LedgerError(f"The checkpoint of {size} entries is not as it was written.")
+        if signed.size != size or size != self.size or signed.root != fold(self.peaks):
+            raise LedgerError(f"The checkpoint of {size} entries signs another root.")
+        self.checkpoints += 1
+        self.signed_size, self.signed_root = size, signed.root
+
+    def _rows(self, table: str, column: str, last: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (id, bytes) in order, a page at a time, so that no lock is held between pages."""
+        after = -(2**63)
+        sql = (
+            f"SELECT id, {column} FROM {table} "  # noqa: S608 - constants
+            f"WHERE id BETWEEN ? AND ? ORDER BY id LIMIT {_PAGE}"
+        )
+        while rows := self.db.execute(sql, (after, last)).fetchall():
+            for number, value in rows:
+                if not isinstance(number, int) or number < after or not isinstance(value, bytes):
+                    raise LedgerError(f"Table '{table}' holds a row of the wrong type or order.")
+                yield number, value
+                after = number + 1
+
+    def proven(self) -> int:
+        """Count the entries that certainly are as they were signed.
+
+        Within a batch the walk may stop between two checkpoints. Then the stored tree hashes may
+        still prove that what was walked is the beginning of what the next checkpoint signs.
+        """
+        if self.size == self.signed_size:
+            return self.size
+        try:
+            note = store.note_where(self.db, "WHERE id > ? ORDER BY id", self.size)
+            signed = SignedCheckpoint.open(note or b"", self.key)
+            proof = consistency_proof(store.reader(self.db), self.size, signed.size)
+            verify_consistency(self.size, signed.size, fold(self.peaks), signed.root, proof)
+        except (EarmarkError, sqlite3.Error):
+            return self.signed_size
+        return self.size
+
+    def _sqlite(self) -> None:
+        """Ask SQLite about the parts of the file that hold no content."""
+        for (said,) in self.db.execute("PRAGMA integrity_check(1)"):
+            if said != b"ok":
+                raise LedgerError(f"SQLite reports: {said.decode('utf-8', 'replace')}.")
+
+
+def audit_log(db: sqlite3.Connection, key: VerifierKey, path: Path) -> Audit:
+    """Check a ledger file from its first entry to its last.
+
+    Appends by other processes may go on meanwhile.
+
+    Args:
+        db: An open ledger file.
+        key: The public key that must have signed every checkpoint.
+        path: For the messages.
+
+    Raises:
+        OutputError: Another process holds the file for too long, or the disk fails.
+    """
+    walk = _Walk(db, key)
+    problem: EarmarkError | None = None
+    intact = 0
+    try:
+        with store.explained(path):
+            walk.run()
+            intact = walk.size
+    except (IntegrityError, FormatError) as error:
+        intact = walk.proven()
+        problem = _located(error, intact, path)
+    return Audit(walk.signed_size, walk.signed_root.hex(), walk.checkpoints, intact, problem)
+
+
+def _located(error: EarmarkError, intact: int, path: Path) -> EarmarkError:
+    """Say where in the ledger an error lies and what is still good."""
+    before = f"Entries 0 to {intact - 1} are intact." if intact else "No entry is known to be good."
+    located = type(error)(
+        f"Ledger '{path}' is not as it was signed from entry {intact} on: {error.what}",
+        expected=before,
+        hint="Restore a backup; do not append.",
+    )
+    located.__cause__ = error
+    return located
