@@ -1,0 +1,1 @@
+"""Benchmarks: data sets, small networks, plans, cells, rows and tables."""

@@ -1,0 +1,103 @@
+"""Write files so that a crash leaves either the old content or the new, never a torn one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from earmark.errors import FileError, OutputError, UsageError
+
+
+@contextmanager
+def replacing(path: str | Path, *, overwrite: bool = False, mode: int = 0o644) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it takes the place of `path`.
+
+    Args:
+        path: The file to write.
+        overwrite: Allow an existing file to be replaced.
+        mode: Permissions of the new file.
+
+    Raises:
+        UsageError: The file exists and `overwrite` is false.
+        OutputError: The folder is missing or not writable, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with replacing(folder / "note.txt") as temporary:
+        ...     _ = temporary.write_text("kept")
+        >>> (folder / "note.txt").read_text()
+        'kept'
+    """
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise UsageError(
+            f"Output '{target}' exists already.", hint="Choose another name, or pass --force."
+        )
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(
+            f"Output '{target}' cannot be written: {error.strerror}.",
+            hint="Choose a folder that exists and that you may write to.",
+        ) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"Output '{target}' cannot be written: {error.strerror}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(
+    path: str | Path, data: bytes, *, overwrite: bool = False, mode: int = 0o644
+) -> None:
+    """Write bytes atomically; see :func:`replacing` for what is raised."""
+    with replacing(path, overwrite=overwrite, mode=mode) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_bytes(path: str | Path, *, limit: int = 1 << 30) -> bytes:
+    """Read a file whole.
+
+    Raises:
+        FileError: Missing, unreadable, or larger than `limit` bytes.
+    """
+    source = Path(path)
+    try:
+        size = source.stat().st_size
+        if size > limit:
+            raise FileError(f"File '{source}' has {size:,} bytes; at most {limit:,} are read here.")
+        return source.read_bytes()
+    except OSError as error:
+        raise FileError(
+            f"File '{source}' cannot be read: {error.strerror}.", hint="Check the path."
+        ) from error
+
+
+def file_digest(path: str | Path) -> str:
+    """Return SHA-256 of a file's bytes, hexadecimal, read in pieces.
+
+    Raises:
+        FileError: Missing or unreadable.
+    """
+    state = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            while piece := file.read(1 << 20):
+                state.update(piece)
+    except OSError as error:
+        raise FileError(
+            f"File '{path}' cannot be read: {error.strerror}.", hint="Check the path."
+        ) from error
+    return state.hexdigest()

@@ -1,0 +1,88 @@
+"""What a host is: a model seen through the access it grants.
+
+Tensors, features and scores cross this boundary as NumPy arrays, so that measuring needs no
+framework. A host never changes the model behind it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from earmark.errors import AccessError
+from earmark.records import Access
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Tree = Any  # Any: a batch, see earmark.hosts.batches
+
+
+class Host(ABC):
+    """A model under some access. Subclasses override what they grant.
+
+    Reading what is not granted raises :class:`earmark.errors.AccessError`.
+    """
+
+    access: ClassVar[frozenset[Access]] = frozenset()
+
+    def digest(self) -> str:
+        """Return a digest that names this model as it was seen, 64 hexadecimal digits."""
+        raise NotImplementedError
+
+    def require(self, *needed: Access, by: str) -> None:
+        """Refuse a host that lacks access.
+
+        Args:
+            needed: What will be read.
+            by: Name of the scheme or attack that asks, for the message.
+
+        Raises:
+            AccessError: Something is not granted.
+        """
+        missing = [item for item in needed if item not in self.access]
+        if missing:
+            granted = ", ".join(sorted(item.value for item in self.access)) or "nothing"
+            raise AccessError(
+                f"'{by}' needs {', '.join(item.value for item in missing)}, "
+                f"but this suspect grants only {granted}.",
+                hint="See which schemes need less:  earmark schemes",
+            )
+
+    def tensor_names(self) -> tuple[str, ...]:
+        """Return the names of the model's tensors, sorted."""
+        raise self._refusal(Access.WEIGHTS)
+
+    def tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading its data."""
+        return tuple(self.tensor(name).shape)
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        """Return one tensor as float32 (quantised ones dequantised).
+
+        Raises:
+            CarrierError: No tensor has that name.
+        """
+        raise self._refusal(Access.WEIGHTS)
+
+    def features(self, inputs: Tree, taps: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Return pooled activations of named layers, tap to (samples, features).
+
+        Raises:
+            CarrierError: A tap matches no layer.
+        """
+        raise self._refusal(Access.ACTIVATIONS)
+
+    def scores(self, inputs: Tree) -> NDArray[np.float64]:
+        """Return the model's output scores, (samples, classes)."""
+        raise self._refusal(Access.SCORES)
+
+    def labels(self, inputs: Tree) -> NDArray[np.int64]:
+        """Return the model's predicted labels, (samples,)."""
+        raise self._refusal(Access.LABELS)
+
+    def _refusal(self, needed: Access) -> AccessError:
+        granted = ", ".join(sorted(item.value for item in self.access)) or "nothing"
+        return AccessError(f"This host grants {granted}, not {needed.value}.")

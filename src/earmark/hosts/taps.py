@@ -1,0 +1,151 @@
+"""Named layers: choose them by glob, and read what flows out of them.
+
+A tap is the name of a submodule as `named_modules` gives it. Its output is pooled to one vector a
+sample: feature maps (samples, channels, ...) are averaged over space, sequences (samples, steps,
+width) over steps, vectors are taken as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from earmark.errors import CarrierError, HostError
+
+
+def choose(names: Iterable[str], patterns: Sequence[str], *, what: str) -> tuple[str, ...]:
+    """Return the names that match any of some glob patterns, in their own order.
+
+    Args:
+        names: All there are.
+        patterns: Globs such as ``features.*`` or plain names.
+        what: "tap" or "carrier", for the message.
+
+    Raises:
+        CarrierError: A pattern matches nothing; the nearest names are suggested.
+
+    Example:
+        >>> choose(["fc1", "fc2", "head"], ["fc*"], what="tap")
+        ('fc1', 'fc2')
+    """
+    known = [name for name in names if name]
+    for pattern in patterns:
+        if not fnmatch.filter(known, pattern):
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.3) or known[:3]
+            raise CarrierError(
+                f"{what.capitalize()} '{pattern}' matches none of the model's {len(known)} names.",
+                hint=f"Nearest names: {', '.join(near)}." if near else "",
+            )
+    return tuple(
+        name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    )
+
+
+def layer(model: nn.Module, name: str) -> nn.Module:
+    """Return the submodule of that name; raises as :func:`choose`."""
+    modules = dict(model.named_modules())
+    (found,) = choose(modules, [name], what="tap")[:1]
+    return modules[found]
+
+
+def pool(output: Any) -> Tensor:  # Any: whatever the layer returns
+    """Pool a layer's output to (samples, features), in its own precision.
+
+    Raises:
+        HostError: The output is no tensor of one to five dimensions.
+    """
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    first = getattr(first, "last_hidden_state", first)
+    if not isinstance(first, Tensor) or not 1 <= first.ndim <= 5:
+        raise HostError(f"A tapped layer returns {type(first).__name__}; expected a tensor.")
+    if first.ndim == 1:
+        return first[:, None]
+    if first.ndim == 3:
+        return first.mean(dim=1)
+    return first.flatten(2).mean(dim=2) if first.ndim > 3 else first
+
+
+@contextmanager
+def reading(model: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the pooled outputs of named layers in every forward pass inside the block.
+
+    The dict holds the latest pass, with its autograd graph if there is one. No hook is left.
+
+    Raises:
+        CarrierError: A tap matches no layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+        >>> with reading(model, ["0"]) as seen:
+        ...     _ = model(torch.zeros(2, 3))
+        >>> seen["0"].shape
+        torch.Size([2, 4])
+    """
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:  # Any: a hook
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            seen[name] = pool(output)
+
+        return hook
+
+    targets = [(name, layer(model, name)) for name in taps]
+    handles = [module.register_forward_hook(keep(name)) for name, module in targets]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def default_taps(model: nn.Module, *, most: int = 4) -> tuple[str, ...]:
+    """Return layers that suit as taps: those with weights, the last (the head) left out.
+
+    Args:
+        model: Any module.
+        most: At most so many, spread evenly from the deepest backwards.
+
+    Raises:
+        HostError: The model has fewer than two layers with weights.
+    """
+    kinds = (
+        nn.Linear,
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.LSTM,
+        nn.GRU,
+        nn.TransformerEncoderLayer,
+    )
+    found = [name for name, module in model.named_modules() if isinstance(module, kinds) and name]
+    outer = [name for name in found if not any(name.startswith(f"{up}.") for up in found)]
+    if len(outer) < 2:
+        raise HostError(
+            "This model has fewer than two layers with weights.", hint="Name the taps yourself."
+        )
+    body = outer[:-1]
+    step = max(1, len(body) // most)
+    return tuple(reversed(body[::-1][::step][:most]))
+
+
+def frozen_forward(model: nn.Module) -> Any:  # Any: a context manager
+    """Return a context in which the model is in evaluation mode and makes no gradients."""
+
+    @contextmanager
+    def inside() -> Iterator[None]:
+        modes = {name: module.training for name, module in model.named_modules()}
+        model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for name, module in model.named_modules():
+                module.training = modes[name]
+
+    return inside()

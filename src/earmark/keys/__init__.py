@@ -1,0 +1,1 @@
+"""Keys: secret bytes, the streams derived from them, and the codes that messages travel in."""

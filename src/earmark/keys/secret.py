@@ -1,0 +1,328 @@
+"""The key: 32 secret bytes and a public layout, from which everything else follows.
+
+A key is split into shards. Each shard has its own secret, derived one-way from the key's, so that
+a claim can reveal some shards ("burn" them) and keep the others. A commitment fixes owner, layout,
+the Merkle root over all shards, and a salt; it goes on a ledger before release. The message (bits
+or labels) may be bound to a *beacon*, a ledger value that came after the commitment: then nobody,
+the owner included, could have chosen a key to suit a model.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from earmark import codec, files
+from earmark.errors import FormatError, KeyFileError, KeyLayoutError, UsageError
+from earmark.keys.stream import KeyStream, derive
+from earmark.ledger import merkle
+from earmark.records import Commitment, Layout, Opening, now
+
+SCRYPT_N = 1 << 15
+_FORMAT = "earmark/sealed-key/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard of a key: what a claim reveals, and all that verification of it needs.
+
+    Args:
+        index: Position in the key.
+        secret: 32 bytes; reveal them and the shard is burnt.
+        salt: 32 bytes that hide the secret in its Merkle leaf.
+        beacon: The ledger value that the message is bound to, or null.
+    """
+
+    index: int
+    secret: bytes = field(repr=False)
+    salt: bytes = field(repr=False)
+    beacon: str | None = None
+
+    def stream(self, label: str) -> KeyStream:
+        """Return the shard's keyed stream for one purpose, bound to the beacon if there is one."""
+        return KeyStream(self.secret, label, salt=bytes.fromhex(self.beacon or ""))
+
+    def early(self, label: str) -> KeyStream:
+        """Return a stream that is fixed at commitment, before any beacon."""
+        return KeyStream(self.secret, f"early/{label}")
+
+    def leaf(self) -> bytes:
+        """Return the bytes of the shard's Merkle leaf; the beacon is not part of it."""
+        body = {
+            "index": self.index,
+            "secret": codec.digest(b"earmark/shard/1\n" + self.secret),
+            "salt": codec.digest(b"earmark/shard-salt/1\n" + self.salt),
+        }
+        return codec.canonical(body)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class RevealedShard:
+    """A shard with the path that proves it belongs to a commitment.
+
+    Args:
+        shard: The shard, secret included.
+        path: Merkle inclusion path, hexadecimal.
+    """
+
+    shard: Shard
+    path: tuple[str, ...]
+
+    def belongs_to(self, opening: Opening) -> bool:
+        """Tell whether the shard is one of those that the opening's root fixes."""
+        return merkle.verify_inclusion(
+            self.shard.leaf(),
+            self.shard.index,
+            opening.layout.shards,
+            [bytes.fromhex(item) for item in self.path],
+            bytes.fromhex(opening.shard_root),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A secret with its public layout.
+
+    Args:
+        layout: The public half.
+        beacon: The ledger value that the message is bound to, or null while there is none.
+        inputs: The key's inputs (a tree of arrays), for schemes that have some; see
+            :mod:`earmark.hosts.batches`. Only their digest is in the layout.
+
+    Example:
+        >>> key = Key.generate(Layout("demo", 1, ("fc",), 256, 4))
+        >>> key
+        Key(demo, 256 bits in 4 shards, layout 7cbbc53c)
+        >>> len(key.shards), key.shard(0).stream("labels").bits(3) in ([0, 0, 0],)
+        (4, False)
+    """
+
+    layout: Layout
+    _secret: bytes = field(repr=False)
+    beacon: str | None = None
+    inputs: Any = field(default=None, repr=False, compare=False)  # Any: a tree of arrays
+
+    def __post_init__(self) -> None:
+        if len(self._secret) != 32:
+            raise UsageError(
+                f"A key's secret has {len(self._secret)} bytes.", expected="Exactly 32."
+            )
+
+    def __repr__(self) -> str:
+        layout = self.layout
+        return (
+            f"Key({layout.scheme}, {layout.message_bits} bits in {layout.shards} shards, "
+            f"layout {layout.digest()[:8]})"
+        )
+
+    @classmethod
+    def generate(
+        cls,
+        layout: Layout,
+        *,
+        secret: bytes | None = None,
+        inputs: Any = None,  # Any: a tree of arrays
+    ) -> Key:
+        """Make a key from fresh randomness, or from a given secret (tests, child keys).
+
+        Args:
+            layout: The public half.
+            secret: 32 bytes, or null to draw them.
+            inputs: The key's inputs, if the scheme has some.
+
+        Raises:
+            UsageError: The secret has another length.
+        """
+        return cls(layout, secrets.token_bytes(32) if secret is None else secret, None, inputs)
+
+    def child(self, label: str, *, layout: Layout | None = None) -> Key:
+        """Return an independent key for a purpose or a customer, derived one-way from this one."""
+        return Key(layout or self.layout, derive(self._secret, f"child/{label}"), None, self.inputs)
+
+    def bind(self, beacon: str) -> Key:
+        """Return the key with its message bound to a ledger value.
+
+        Args:
+            beacon: 64 hexadecimal digits, from a checkpoint that includes the commitment.
+
+        Raises:
+            UsageError: Not a digest, or the key is bound to another value already.
+        """
+        if len(beacon) != 64 or set(beacon) - set("0123456789abcdef"):
+            raise UsageError(f"Beacon {beacon!r} is not 64 lower-case hexadecimal digits.")
+        if self.beacon not in (None, beacon):
+            raise UsageError("This key is bound to another beacon already.")
+        return replace(self, beacon=beacon)
+
+    def shard(self, index: int) -> Shard:
+        """Return one shard.
+
+        Raises:
+            UsageError: No shard has that index.
+        """
+        if not 0 <= index < self.layout.shards:
+            raise UsageError(f"Shard {index} does not exist; this key has {self.layout.shards}.")
+        return Shard(
+            index,
+            derive(self._secret, f"shard/{index}"),
+            derive(self._secret, f"shard-salt/{index}"),
+            self.beacon,
+        )
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """All shards in order."""
+        return tuple(self.shard(index) for index in range(self.layout.shards))
+
+    def reveal(self, indices: Sequence[int]) -> tuple[RevealedShard, ...]:
+        """Return shards with their Merkle paths, for a claim."""
+        leaves = [shard.leaf() for shard in self.shards]
+        return tuple(
+            RevealedShard(
+                self.shard(index),
+                tuple(item.hex() for item in merkle.inclusion_proof(leaves, index)),
+            )
+            for index in indices
+        )
+
+    def opening(self, owner: str) -> Opening:
+        """Return what opens the key's commitment without giving away a shard."""
+        root = merkle.root([shard.leaf() for shard in self.shards])
+        salt = derive(self._secret, f"salt/{owner}/{self.layout.digest()}")
+        return Opening(owner, self.layout, root.hex(), salt.hex())
+
+    def commit(self, owner: str, *, created: str | None = None) -> Commitment:
+        """Return the commitment that goes on a ledger before release.
+
+        Args:
+            owner: The owner's public key, 64 hexadecimal digits.
+            created: A time in UTC; now if null.
+        """
+        return Commitment(owner, self.opening(owner).commitment(), created or now())
+
+    def check_layout(self, scheme: str, version: int) -> None:
+        """Refuse a key that was made for another scheme or version.
+
+        Raises:
+            KeyLayoutError: Scheme or version differ.
+        """
+        if (self.layout.scheme, self.layout.version) != (scheme, version):
+            raise KeyLayoutError(
+                f"This key was made for '{self.layout.scheme}' version {self.layout.version}, "
+                f"not for '{scheme}' version {version}.",
+                hint="Use the key that was made with the mark.",
+            )
+
+    def seal(self, path: str | Path, passphrase: str, *, overwrite: bool = False) -> None:
+        """Write the key to disk, encrypted under a passphrase, readable by its owner only.
+
+        scrypt (N = 2^15, r = 8, p = 1) stretches the passphrase; ChaCha20-Poly1305 seals the
+        secret, with the public layout as associated data. Inputs are not written here.
+
+        Raises:
+            UsageError: The passphrase is empty, or the file exists and may not be overwritten.
+            OutputError: The file cannot be written.
+        """
+        if not passphrase:
+            raise UsageError(
+                "A key cannot be sealed with an empty passphrase.",
+                hint="Set EARMARK_PASSPHRASE or use --passphrase-file.",
+            )
+        salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
+        public: dict[str, Any] = {  # Any: JSON values
+            "format": _FORMAT,
+            "kdf": {"name": "scrypt", "n": SCRYPT_N, "r": 8, "p": 1, "salt": salt.hex()},
+            "layout": self.layout.to_json(),
+            "beacon": self.beacon,
+        }
+        sealing = ChaCha20Poly1305(_stretch(passphrase, salt))
+        sealed = sealing.encrypt(nonce, self._secret, codec.canonical(public))
+        body = public | {"nonce": nonce.hex(), "sealed": sealed.hex()}
+        data = json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
+        files.write_bytes(path, data, overwrite=overwrite, mode=0o600)
+
+    @classmethod
+    def open(cls, path: str | Path, passphrase: str) -> Key:
+        """Read a sealed key.
+
+        Raises:
+            FileError: Missing or unreadable.
+            FormatError: Not a sealed key.
+            KeyFileError: Wrong passphrase, or the file was changed.
+        """
+        body = codec.parse(files.read_bytes(path, limit=1 << 20), strict=False)
+        if not isinstance(body, dict) or body.get("format") != _FORMAT:
+            raise FormatError(f"File '{path}' is not a sealed key.", expected=f"Format {_FORMAT}.")
+        try:
+            public = {name: body[name] for name in ("format", "kdf", "layout", "beacon")}
+            kdf: Any = body["kdf"]  # Any: JSON, checked by the tag below
+            nonce, sealed = bytes.fromhex(str(body["nonce"])), bytes.fromhex(str(body["sealed"]))
+            salt = bytes.fromhex(kdf["salt"])
+            beacon = body["beacon"]
+            good = kdf["name"] == "scrypt" and (kdf["n"], kdf["r"], kdf["p"]) == (SCRYPT_N, 8, 1)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"Sealed key '{path}' lacks or breaks a field: {error}.") from error
+        if not good or len(nonce) != 12:
+            raise FormatError(f"Sealed key '{path}' uses settings that this version does not read.")
+        try:
+            opening = ChaCha20Poly1305(_stretch(passphrase, salt))
+            secret = opening.decrypt(nonce, sealed, codec.canonical(public))
+        except InvalidTag as error:
+            raise KeyFileError(
+                f"Sealed key '{path}' does not open: wrong passphrase, or the file was changed.",
+                hint="Check the passphrase; restore the file from a backup.",
+            ) from error
+        layout = Layout.from_json(body["layout"])
+        return cls(layout, secret, None if beacon is None else str(beacon))
+
+
+def _stretch(passphrase: str, salt: bytes) -> bytes:
+    return Scrypt(salt=salt, length=32, n=SCRYPT_N, r=8, p=1).derive(passphrase.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Disclosure:
+    """The part of a key that a claim reveals: stands in for the key in verification.
+
+    Args:
+        opening: Opens the commitment.
+        revealed: The revealed shards with their Merkle paths.
+        inputs: The inputs of those shards, for schemes that have some.
+    """
+
+    opening: Opening
+    revealed: tuple[RevealedShard, ...] = field(repr=False)
+    inputs: Any = field(default=None, repr=False, compare=False)  # Any: a tree of arrays
+
+    @property
+    def layout(self) -> Layout:
+        """The key's layout."""
+        return self.opening.layout
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The revealed shards."""
+        return tuple(item.shard for item in self.revealed)
+
+    def check(self) -> None:
+        """Refuse shards that the opening does not fix.
+
+        Raises:
+            KeyFileError: A shard does not belong to the commitment, or one is named twice.
+        """
+        if len({shard.index for shard in self.shards}) != len(self.shards):
+            raise KeyFileError("A disclosure names a shard twice.")
+        for item in self.revealed:
+            if not item.belongs_to(self.opening):
+                raise KeyFileError(
+                    f"Shard {item.shard.index} does not belong to the committed key.",
+                    hint="Ask the claimant for the shards of the key that was registered.",
+                )

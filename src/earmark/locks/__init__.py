@@ -1,0 +1,1 @@
+"""Locks: copies that need a serial number, their licenses, and the tracing of leaks."""

@@ -1,0 +1,171 @@
+"""The one place that decides: evidence and a policy go in, a verdict comes out. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from earmark import stats
+from earmark.errors import UsageError
+from earmark.records import Evidence, Outcome, Record, Verdict
+
+LEVELS: tuple[tuple[str, float], ...] = (
+    ("contested claim", 128.0),
+    ("claim", 64.0),
+    ("trace", 20.0),
+)
+"""Names of the levels of evidence and the net bits that each asks for."""
+
+LIMITS: tuple[str, ...] = (
+    "It says that the suspect carries this key's mark, not who trained the suspect or when.",
+    "It does not say that the claimant may own the model: rights, licenses and priority are "
+    "settled from the ledger and by law.",
+    "Marks can be removed by an attacker who spends enough data and compute; a mark not shown "
+    "does not prove independence.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy(Record):
+    """What a judge asks for.
+
+    Args:
+        bits: Net bits of evidence asked for: 20 trace, 64 claim, 128 contested claim.
+        power_rate: Rate of hits that a stolen copy is taken to keep, for the power of the test.
+        power: Power below which "not shown" is called inconclusive.
+        tried_keys: Keys that are charged in any case (live commitments of the claimant).
+
+    Example:
+        >>> Policy.at("claim").bits
+        64.0
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/policy/1"
+    bits: float = 64.0
+    power_rate: Fraction = Fraction(9, 10)
+    power: float = 0.99
+    tried_keys: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.bits > 0:
+            raise UsageError(f"A policy asks for {self.bits} bits.", expected="More than 0.")
+        if not 0 < self.power_rate <= 1 or not 0 < self.power < 1:
+            raise UsageError("A policy's power and power rate lie between 0 and 1.")
+        if self.tried_keys < 1:
+            raise UsageError(f"A policy charges {self.tried_keys} keys; at least 1.")
+
+    @classmethod
+    def at(cls, level: str) -> Policy:
+        """Return the policy that asks for a named level of evidence.
+
+        Raises:
+            UsageError: No level has that name.
+        """
+        for name, bits in LEVELS:
+            if name == level:
+                return cls(bits=bits)
+        raise UsageError(
+            f"No level of evidence is called '{level}'.",
+            expected="One of " + ", ".join(name for name, _ in LEVELS) + ".",
+        )
+
+
+def log2_p(evidence: Evidence) -> float:
+    """Return log2 of the exact probability (or a proven bound) of so much evidence by chance.
+
+    A hard reading uses the binomial tail; a soft one, if the evidence carries weights, uses the
+    tail of their signed sum. Where both are there, the better is taken and the choice charged.
+
+    Example:
+        >>> log2_p(Evidence.of("demo", hits=64, trials=64))
+        -64.0
+    """
+    hard = stats.log2_binomial_tail(evidence.hits, evidence.trials, evidence.chance)
+    if evidence.score is None:
+        return hard
+    soft = stats.log2_rademacher_tail(evidence.score, evidence.weights)
+    return min(0.0, min(hard, soft) + 1.0)
+
+
+def judge(evidence: Evidence | Sequence[Evidence], policy: Policy | None = None) -> Verdict:
+    """Conclude from evidence what a policy allows to be concluded.
+
+    Several pieces of evidence are taken as several attempts: the best one counts and the number
+    of pieces is charged beside the multiplicity that each piece states.
+
+    Args:
+        evidence: One record or several.
+        policy: What is asked for; by default 64 net bits.
+
+    Returns:
+        A verdict: shown; not shown, if the test could have shown a copy; else inconclusive.
+
+    Raises:
+        UsageError: No evidence.
+
+    Example:
+        >>> judge(Evidence.of("demo", hits=1000, trials=1024)).outcome.value
+        'shown'
+        >>> judge(Evidence.of("demo", hits=510, trials=1024)).outcome.value
+        'not shown'
+        >>> judge(Evidence.of("demo", hits=9, trials=9)).outcome.value
+        'inconclusive'
+    """
+    policy = policy or Policy()
+    pieces = (evidence,) if isinstance(evidence, Evidence) else tuple(evidence)
+    if not pieces:
+        raise UsageError("There is no evidence to judge.", expected="At least one record.")
+    charged = [(-log2_p(piece) - _cost(piece, len(pieces), policy), piece) for piece in pieces]
+    net, best = max(charged, key=lambda pair: pair[0])
+    cost = _cost(best, len(pieces), policy)
+    bits = round(max(0.0, net), 3)
+    power = _power(best, policy, policy.bits + cost)
+    outcome, reason = _conclude(best, bits, power, policy)
+    return Verdict(
+        outcome=outcome,
+        bits=bits,
+        bits_gross=round(max(0.0, -log2_p(best)), 3),
+        log10_p=round(-max(0.0, net) * math.log10(2.0), 3),
+        threshold=policy.bits,
+        level=next((name for name, asked in LEVELS if bits >= asked), "none"),
+        power=power,
+        power_rate=float(policy.power_rate),
+        reason=reason,
+        limits=LIMITS,
+        policy=policy.digest(),
+        evidence=tuple(piece.digest() for piece in pieces),
+    )
+
+
+def _cost(evidence: Evidence, pieces: int, policy: Policy) -> float:
+    """Bits charged for everything that was tried."""
+    keys = max(evidence.tried.keys, policy.tried_keys)
+    return math.log2(keys * evidence.tried.suspects * evidence.tried.forms * pieces)
+
+
+def _power(evidence: Evidence, policy: Policy, gross: float) -> float:
+    """Probability that a copy keeping the policy's rate of hits would have been shown."""
+    if evidence.trials == 0:
+        return 0.0
+    power = stats.power(evidence.trials, policy.power_rate, evidence.chance, gross)
+    return round(min(1.0, max(0.0, power)), 6)
+
+
+def _conclude(evidence: Evidence, bits: float, power: float, policy: Policy) -> tuple[Outcome, str]:
+    counted = f"{evidence.hits} of {evidence.trials} answers match"
+    if bits >= policy.bits:
+        return Outcome.SHOWN, f"{counted}: {bits:.1f} net bits, {policy.bits:g} asked for."
+    if power >= policy.power:
+        return (
+            Outcome.NOT_SHOWN,
+            f"{counted}: {bits:.1f} net bits, {policy.bits:g} asked for; a copy that keeps "
+            f"{float(policy.power_rate):.0%} of its answers would have been shown.",
+        )
+    return (
+        Outcome.INCONCLUSIVE,
+        f"{counted}: too few to tell. A copy that keeps {float(policy.power_rate):.0%} of its "
+        f"answers would be shown with probability {power:.3f} only.",
+    )

@@ -1,0 +1,112 @@
+"""The list of schemes, locks and attacks: one line each, loaded when used.
+
+A third party adds to it through the entry-point groups ``earmark.schemes``, ``earmark.locks`` and
+``earmark.attacks``. Listings, help, sweeps and the conformance tests follow from this list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from earmark.errors import ExtraError, UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from earmark.attacks.base import Attack
+    from earmark.locks.base import Lock
+    from earmark.schemes.base import Scheme
+
+SCHEMES: dict[str, str] = {
+    "mtlsign": "earmark.schemes.mtlsign:MtlSign",
+}
+
+LOCKS: dict[str, str] = {}
+
+ATTACKS: dict[str, str] = {}
+
+_KINDS: dict[str, dict[str, str]] = {"scheme": SCHEMES, "lock": LOCKS, "attack": ATTACKS}
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Return the names of one kind ("scheme", "lock" or "attack"), ours and third parties'.
+
+    Example:
+        >>> "mtlsign" in names("scheme")
+        True
+    """
+    return tuple(sorted(_targets(kind)))
+
+
+def _targets(kind: str) -> dict[str, str]:
+    foreign = {item.name: item.value for item in entry_points(group=f"earmark.{kind}s")}
+    return foreign | _KINDS[kind]
+
+
+def load(kind: str, name: str) -> type[Any]:  # Any: a Scheme, Lock or Attack class
+    """Return the class of that kind and name.
+
+    Raises:
+        UnknownNameError: No such name; the message suggests the nearest.
+        ExtraError: Its module needs an extra that is not installed.
+    """
+    targets = _targets(kind)
+    if name not in targets:
+        near = difflib.get_close_matches(name, targets, n=3)
+        raise UnknownNameError(
+            f"There is no {kind} called '{name}'.",
+            expected=f"Known: {', '.join(sorted(targets)) or 'none'}.",
+            hint=f"Did you mean {' or '.join(near)}?" if near else "",
+        )
+    module, _, attribute = targets[name].partition(":")
+    try:
+        found: type[Any] = getattr(import_module(module), attribute)  # Any: as above
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("earmark"):
+            raise
+        raise ExtraError(
+            f"The {kind} '{name}' needs the package '{error.name}'.",
+            hint='Install it with:  pip install "earmark[torch]"',
+        ) from error
+    return found
+
+
+def _make(kind: str, name: str, settings: Mapping[str, Any]) -> Any:  # Any: as in load
+    cls = load(kind, name)
+    known = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for setting in settings:
+        if setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1)
+            raise UsageError(
+                f"The {kind} '{name}' has no setting '{setting}'.",
+                expected=f"It has: {', '.join(known) or 'none'}.",
+                hint=f"Did you mean '{near[0]}'?" if near else "",
+            )
+    return cls(**settings)
+
+
+def scheme(name: str, **settings: Any) -> Scheme:  # Any: the scheme's own fields
+    """Return a scheme by name, with settings.
+
+    Raises:
+        UnknownNameError: No such scheme.
+        UsageError: No such setting, or a value that the scheme refuses.
+        ExtraError: An extra is missing.
+    """
+    made: Scheme = _make("scheme", name, settings)
+    return made
+
+
+def lock(name: str, **settings: Any) -> Lock:  # Any: the lock's own fields
+    """Return a lock by name, with settings; raises as :func:`scheme`."""
+    made: Lock = _make("lock", name, settings)
+    return made
+
+
+def attack(name: str, **settings: Any) -> Attack:  # Any: the attack's own fields
+    """Return an attack by name, with settings; raises as :func:`scheme`."""
+    made: Attack = _make("attack", name, settings)
+    return made

@@ -1,0 +1,1 @@
+"""Schemes: each embeds a mark and measures it; the whole idea of one stands in one file."""

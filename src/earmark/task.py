@@ -1,0 +1,120 @@
+"""A task: what the trainer may know of the user's work.
+
+A task file is a Python file of the user's own with four functions::
+
+    def model() -> nn.Module: ...  # a fresh, untrained model
+    def loss(model, batch) -> Tensor: ...  # scalar training loss
+    def batches(split) -> Iterable: ...  # "train" or "test"; tensors, samples along axis 0
+    def evaluate(model) -> float: ...  # utility in percent, higher is better
+
+and, where the defaults do not fit, `forward(model, batch)` (how to run the model, by default on the
+batch's first part), `recipe` (a :class:`earmark.training.Recipe` or a dict of its fields) and
+`name`. The file runs as the user's own code; a suspect's files never do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from earmark.errors import FileError, TaskError
+from earmark.hosts.batches import Tree
+from earmark.hosts.module import Forward, ModuleHost, plain_forward
+
+REQUIRED = ("model", "loss", "batches", "evaluate")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The user's model, loss, data and utility.
+
+    Args:
+        model: Makes a fresh, untrained model.
+        loss: Training loss of a model on a batch, a scalar tensor.
+        batches: Batches of a split, "train" or "test"; may take a keyword `seed`.
+        evaluate: Utility in percent, higher is better.
+        forward: Runs a model on a batch.
+        recipe: Training settings by name, see :class:`earmark.training.Recipe`.
+        name: Name of the task.
+    """
+
+    model: Callable[[], nn.Module]
+    loss: Callable[[nn.Module, Tree], Tensor]
+    batches: Callable[..., Iterable[Tree]]
+    evaluate: Callable[[nn.Module], float]
+    forward: Forward = plain_forward
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # Any: fields of Recipe
+    name: str = "task"
+
+    def host(self, model: nn.Module) -> ModuleHost:
+        """Return a host around a model of this task."""
+        return ModuleHost(model, forward=self.forward)
+
+    def stream(self, split: str, seed: int) -> Iterable[Tree]:
+        """Return the batches of a split, seeded if the task's function takes a seed."""
+        if "seed" in inspect.signature(self.batches).parameters:
+            return self.batches(split, seed=seed)
+        return self.batches(split)
+
+
+def from_module(module: ModuleType | object, *, name: str) -> Task:
+    """Build a task from anything that has its functions as attributes.
+
+    Raises:
+        TaskError: Functions are missing or are no functions; all are named at once.
+    """
+    lacking = [item for item in REQUIRED if not callable(getattr(module, item, None))]
+    if lacking:
+        raise TaskError(
+            f"Task '{name}' lacks {', '.join(f'{item}()' for item in lacking)}.",
+            expected=f"Functions {', '.join(f'{item}()' for item in REQUIRED)}.",
+            hint="See a complete one:  earmark demo --show-task",
+        )
+    recipe = getattr(module, "recipe", {})
+    if not isinstance(recipe, Mapping):
+        raise TaskError(f"Task '{name}' has a recipe of type {type(recipe).__name__}, not a dict.")
+    return Task(
+        model=getattr(module, "model"),  # noqa: B009 - a module of unknown type
+        loss=getattr(module, "loss"),  # noqa: B009
+        batches=getattr(module, "batches"),  # noqa: B009
+        evaluate=getattr(module, "evaluate"),  # noqa: B009
+        forward=getattr(module, "forward", plain_forward),
+        recipe=dict(recipe),
+        name=str(getattr(module, "name", name)),
+    )
+
+
+def load_task(path: str | Path) -> Task:
+    """Run a task file and return its task.
+
+    Raises:
+        FileError: The file is missing.
+        TaskError: It fails when run, or lacks a function.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise FileError(f"Task file '{source}' does not exist.", hint="Check the path.")
+    spec = importlib.util.spec_from_file_location(f"earmark_task_{source.stem}", source)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"Task file '{source}' is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    folder = str(source.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise TaskError(
+            f"Task file '{source}' failed when it was run: {type(error).__name__}: {error}."
+        ) from error
+    finally:
+        sys.path.remove(folder)
+    return from_module(module, name=source.stem)
