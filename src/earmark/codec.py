@@ -48,7 +48,7 @@ def canonical(value: Json) -> bytes:
     import rfc8785
 
     try:
-        return bytes(rfc8785.dumps(value))  # type: ignore[arg-type]
+        return bytes(rfc8785.dumps(value))
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as error:
         raise RecordError(
             f"A value cannot be written as canonical JSON: {error}.",
@@ -168,7 +168,7 @@ def decode(cls: type[T], value: Json, *, where: str = "") -> T:
             raise RecordError(
                 f"{name} has schema {found!r}.", expected=f"This version reads {schema!r}."
             )
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(body) - set(fields))
     missing = sorted(set(fields) - set(body))

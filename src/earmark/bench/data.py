@@ -128,7 +128,8 @@ def _idx(path: Path) -> NDArray[np.uint8]:
     shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims))
     if not dims or len(raw) != head + int(np.prod(shape)):
         raise FormatError(f"File '{path}' is no whole IDX file of bytes.")
-    return np.frombuffer(raw, np.uint8, offset=head).reshape(shape).copy()
+    made: NDArray[np.uint8] = np.frombuffer(raw, np.uint8, offset=head).reshape(shape).copy()
+    return made
 
 
 def _find(name: str, file: str, *places: Path, how: str) -> Path:

@@ -51,7 +51,8 @@ def layer(model: nn.Module, name: str) -> nn.Module:
     """Return the submodule of that name; raises as :func:`choose`."""
     modules = dict(model.named_modules())
     (found,) = choose(modules, [name], what="tap")[:1]
-    return modules[found]
+    chosen: nn.Module = modules[found]
+    return chosen
 
 
 def pool(output: Any) -> Tensor:  # Any: whatever the layer returns

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from earmark import codec, files
-from earmark.errors import FormatError, KeyFileError, KeyLayoutError, UsageError
+from earmark.errors import FormatError, KeyFileError, LedgerError, UsageError
 from earmark.keys.stream import KeyStream, derive
 from earmark.ledger import merkle
 from earmark.records import Commitment, Layout, Opening, now
@@ -78,13 +78,17 @@ class RevealedShard:
 
     def belongs_to(self, opening: Opening) -> bool:
         """Tell whether the shard is one of those that the opening's root fixes."""
-        return merkle.verify_inclusion(
-            self.shard.leaf(),
-            self.shard.index,
-            opening.layout.shards,
-            [bytes.fromhex(item) for item in self.path],
-            bytes.fromhex(opening.shard_root),
-        )
+        try:
+            merkle.verify_inclusion(
+                merkle.leaf_hash(self.shard.leaf()),
+                self.shard.index,
+                opening.layout.shards,
+                [bytes.fromhex(item) for item in self.path],
+                bytes.fromhex(opening.shard_root),
+            )
+        except (LedgerError, ValueError):
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +104,9 @@ class Key:
     Example:
         >>> key = Key.generate(Layout("demo", 1, ("fc",), 256, 4))
         >>> key
-        Key(demo, 256 bits in 4 shards, layout 7cbbc53c)
-        >>> len(key.shards), key.shard(0).stream("labels").bits(3) in ([0, 0, 0],)
-        (4, False)
+        Key(demo, 256 bits in 4 shards, layout 99cf17b4)
+        >>> len(key.shards), len(key.shard(0).stream("labels").bits(64))
+        (4, 64)
     """
 
     layout: Layout
@@ -184,18 +188,29 @@ class Key:
 
     def reveal(self, indices: Sequence[int]) -> tuple[RevealedShard, ...]:
         """Return shards with their Merkle paths, for a claim."""
-        leaves = [shard.leaf() for shard in self.shards]
+        nodes, _ = self._tree()
+
+        def read(level: int, index: int) -> bytes:
+            return nodes[merkle.address(level, index)]
+
+        paths = [merkle.inclusion_proof(read, index, self.layout.shards) for index in indices]
         return tuple(
-            RevealedShard(
-                self.shard(index),
-                tuple(item.hex() for item in merkle.inclusion_proof(leaves, index)),
-            )
-            for index in indices
+            RevealedShard(self.shard(index), tuple(item.hex() for item in path))
+            for index, path in zip(indices, paths, strict=True)
         )
+
+    def _tree(self) -> tuple[list[bytes], bytes]:
+        """Return the complete nodes over the shards, by address, and the root."""
+        peaks: tuple[bytes, ...] = ()
+        nodes: list[bytes] = []
+        for size, shard in enumerate(self.shards):
+            peaks, new = merkle.grow(peaks, size, merkle.leaf_hash(shard.leaf()))
+            nodes.extend(new)
+        return nodes, merkle.fold(peaks)
 
     def opening(self, owner: str) -> Opening:
         """Return what opens the key's commitment without giving away a shard."""
-        root = merkle.root([shard.leaf() for shard in self.shards])
+        _, root = self._tree()
         salt = derive(self._secret, f"salt/{owner}/{self.layout.digest()}")
         return Opening(owner, self.layout, root.hex(), salt.hex())
 
@@ -207,19 +222,6 @@ class Key:
             created: A time in UTC; now if null.
         """
         return Commitment(owner, self.opening(owner).commitment(), created or now())
-
-    def check_layout(self, scheme: str, version: int) -> None:
-        """Refuse a key that was made for another scheme or version.
-
-        Raises:
-            KeyLayoutError: Scheme or version differ.
-        """
-        if (self.layout.scheme, self.layout.version) != (scheme, version):
-            raise KeyLayoutError(
-                f"This key was made for '{self.layout.scheme}' version {self.layout.version}, "
-                f"not for '{scheme}' version {version}.",
-                hint="Use the key that was made with the mark.",
-            )
 
     def seal(self, path: str | Path, passphrase: str, *, overwrite: bool = False) -> None:
         """Write the key to disk, encrypted under a passphrase, readable by its owner only.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from earmark.errors import UsageError
+from earmark.errors import KeyLayoutError, UsageError
 from earmark.hosts.access import Host
 from earmark.hosts.batches import Tree
 from earmark.hosts.module import Forward, plain_forward
@@ -124,8 +124,6 @@ class Scheme(ABC):
         Raises:
             KeyLayoutError: Scheme or version differ.
         """
-        from earmark.errors import KeyLayoutError
-
         layout = key.layout
         if (layout.scheme, layout.version) != (self.name, self.version):
             raise KeyLayoutError(
