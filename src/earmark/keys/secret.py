@@ -9,24 +9,20 @@ the owner included, could have chosen a key to suit a model.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-
-from earmark import codec, files
-from earmark.errors import FormatError, KeyFileError, LedgerError, UsageError
+from earmark import codec
+from earmark.codec import Json
+from earmark.errors import KeyFileError, LedgerError, UsageError
+from earmark.keys import sealing
 from earmark.keys.stream import KeyStream, derive
 from earmark.ledger import merkle
 from earmark.records import Commitment, Layout, Opening, now
 
-SCRYPT_N = 1 << 15
 _FORMAT = "earmark/sealed-key/1"
 
 
@@ -56,12 +52,12 @@ class Shard:
 
     def leaf(self) -> bytes:
         """Return the bytes of the shard's Merkle leaf; the beacon is not part of it."""
-        body = {
+        body: Json = {
             "index": self.index,
             "secret": codec.digest(b"earmark/shard/1\n" + self.secret),
             "salt": codec.digest(b"earmark/shard-salt/1\n" + self.salt),
         }
-        return codec.canonical(body)  # type: ignore[arg-type]
+        return codec.canonical(body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,32 +220,14 @@ class Key:
         return Commitment(owner, self.opening(owner).commitment(), created or now())
 
     def seal(self, path: str | Path, passphrase: str, *, overwrite: bool = False) -> None:
-        """Write the key to disk, encrypted under a passphrase, readable by its owner only.
-
-        scrypt (N = 2^15, r = 8, p = 1) stretches the passphrase; ChaCha20-Poly1305 seals the
-        secret, with the public layout as associated data. Inputs are not written here.
+        """Write the key to disk, encrypted under a passphrase; inputs are not written here.
 
         Raises:
             UsageError: The passphrase is empty, or the file exists and may not be overwritten.
             OutputError: The file cannot be written.
         """
-        if not passphrase:
-            raise UsageError(
-                "A key cannot be sealed with an empty passphrase.",
-                hint="Set EARMARK_PASSPHRASE or use --passphrase-file.",
-            )
-        salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
-        public: dict[str, Any] = {  # Any: JSON values
-            "format": _FORMAT,
-            "kdf": {"name": "scrypt", "n": SCRYPT_N, "r": 8, "p": 1, "salt": salt.hex()},
-            "layout": self.layout.to_json(),
-            "beacon": self.beacon,
-        }
-        sealing = ChaCha20Poly1305(_stretch(passphrase, salt))
-        sealed = sealing.encrypt(nonce, self._secret, codec.canonical(public))
-        body = public | {"nonce": nonce.hex(), "sealed": sealed.hex()}
-        data = json.dumps(body, indent=1, sort_keys=True).encode() + b"\n"
-        files.write_bytes(path, data, overwrite=overwrite, mode=0o600)
+        public: dict[str, Json] = {"layout": self.layout.to_json(), "beacon": self.beacon}
+        sealing.seal(path, passphrase, self._secret, public, format=_FORMAT, overwrite=overwrite)
 
     @classmethod
     def open(cls, path: str | Path, passphrase: str) -> Key:
@@ -260,34 +238,10 @@ class Key:
             FormatError: Not a sealed key.
             KeyFileError: Wrong passphrase, or the file was changed.
         """
-        body = codec.parse(files.read_bytes(path, limit=1 << 20), strict=False)
-        if not isinstance(body, dict) or body.get("format") != _FORMAT:
-            raise FormatError(f"File '{path}' is not a sealed key.", expected=f"Format {_FORMAT}.")
-        try:
-            public = {name: body[name] for name in ("format", "kdf", "layout", "beacon")}
-            kdf: Any = body["kdf"]  # Any: JSON, checked by the tag below
-            nonce, sealed = bytes.fromhex(str(body["nonce"])), bytes.fromhex(str(body["sealed"]))
-            salt = bytes.fromhex(kdf["salt"])
-            beacon = body["beacon"]
-            good = kdf["name"] == "scrypt" and (kdf["n"], kdf["r"], kdf["p"]) == (SCRYPT_N, 8, 1)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"Sealed key '{path}' lacks or breaks a field: {error}.") from error
-        if not good or len(nonce) != 12:
-            raise FormatError(f"Sealed key '{path}' uses settings that this version does not read.")
-        try:
-            opening = ChaCha20Poly1305(_stretch(passphrase, salt))
-            secret = opening.decrypt(nonce, sealed, codec.canonical(public))
-        except InvalidTag as error:
-            raise KeyFileError(
-                f"Sealed key '{path}' does not open: wrong passphrase, or the file was changed.",
-                hint="Check the passphrase; restore the file from a backup.",
-            ) from error
-        layout = Layout.from_json(body["layout"])
+        secret, public = sealing.unseal(path, passphrase, format=_FORMAT)
+        beacon = public.get("beacon")
+        layout = Layout.from_json(public.get("layout"))
         return cls(layout, secret, None if beacon is None else str(beacon))
-
-
-def _stretch(passphrase: str, salt: bytes) -> bytes:
-    return Scrypt(salt=salt, length=32, n=SCRYPT_N, r=8, p=1).derive(passphrase.encode())
 
 
 @dataclass(frozen=True, slots=True)

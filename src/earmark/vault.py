@@ -1,0 +1,283 @@
+"""The vault: an owner's folder with an identity, sealed keys, their inputs and a ledger.
+
+::
+
+    vault/
+      vault.json            owner's name and public key
+      identity.key          the owner's Ed25519 key, sealed under the passphrase
+      ledger.sqlite         the embedded ledger (its signing key lies beside it)
+      keys/<id>.key         sealed keys
+      keys/<id>.json        what was registered for the key, with receipts
+      inputs/<digest>.safetensors    inputs of keys, stored once
+
+Nothing here is needed to check a claim: what a stranger needs is in the dossier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from earmark import codec, files
+from earmark.codec import Json
+from earmark.errors import FileError, IntegrityError, KeyFileError, OutputError, UsageError
+from earmark.keys import sealing
+from earmark.keys.secret import Key
+from earmark.ledger.log import SqliteLedger
+from earmark.ledger.port import beacon, verify_receipt
+from earmark.records import Commitment, Opening, Receipt, Record, Release, now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_IDENTITY = "earmark/sealed-identity/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration(Record):
+    """What a vault keeps of one registered key.
+
+    Args:
+        opening: Opens the commitment.
+        commitment: The record that was registered first.
+        receipt: The ledger's receipt for it.
+        releases: Records of what was released under it, in order.
+        release_receipts: The ledger's receipts for them.
+        note: The owner's own words, for example the file's name.
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/registration/1"
+    opening: Opening
+    commitment: Commitment
+    receipt: Receipt
+    releases: tuple[Release, ...]
+    release_receipts: tuple[Receipt, ...]
+    note: str
+
+    @property
+    def id(self) -> str:
+        """Short name of the key: the first twelve digits of its commitment."""
+        return self.commitment.commitment[:12]
+
+    @property
+    def beacon(self) -> str:
+        """The ledger value that the key is bound to."""
+        return beacon(self.receipt)
+
+
+class Vault:
+    """An owner's vault; see the module's text for what lies where.
+
+    Args:
+        path: The folder.
+        name: The owner's name.
+        owner: The owner's public key, 64 hexadecimal digits.
+    """
+
+    def __init__(self, path: Path, name: str, owner: str) -> None:
+        self.path, self.name, self.owner = path, name, owner
+        self._ledger: SqliteLedger | None = None
+
+    @classmethod
+    def create(cls, path: str | Path, *, name: str, passphrase: str) -> Vault:
+        """Make a vault with a new identity and an empty ledger.
+
+        Raises:
+            UsageError: The folder holds a vault already, or name or passphrase is empty.
+            OutputError: The folder cannot be written.
+        """
+        folder = Path(path)
+        if not name.strip() or not passphrase:
+            raise UsageError("A vault needs an owner's name and a passphrase.")
+        if (folder / "vault.json").exists():
+            raise UsageError(f"Vault '{folder}' exists already.", hint="Use it as it is.")
+        _make_folder(folder)
+        for part in ("keys", "inputs"):
+            _make_folder(folder / part)
+        identity = Ed25519PrivateKey.generate()
+        owner = identity.public_key().public_bytes_raw().hex()
+        SqliteLedger.create(folder / "ledger.sqlite", f"earmark-vault/{owner[:16]}").close()
+        secret = identity.private_bytes_raw()
+        sealing.seal(
+            folder / "identity.key", passphrase, secret, {"owner": owner}, format=_IDENTITY
+        )
+        about: Json = {"format": "earmark/vault/1", "name": name, "owner": owner, "created": now()}
+        files.write_bytes(folder / "vault.json", codec.canonical(about))
+        return cls(folder, name, owner)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Vault:
+        """Open a vault; no passphrase is needed until a secret is.
+
+        Raises:
+            FileError: No vault there.
+            IntegrityError: Its description was changed.
+        """
+        folder = Path(path)
+        if not (folder / "vault.json").is_file():
+            raise FileError(
+                f"There is no vault at '{folder}'.",
+                hint="Pass --vault, or make one with:  earmark protect",
+            )
+        about = codec.parse(files.read_bytes(folder / "vault.json", limit=1 << 16))
+        if not isinstance(about, dict) or about.get("format") != "earmark/vault/1":
+            raise IntegrityError(f"'{folder / 'vault.json'}' does not describe a vault.")
+        return cls(folder, str(about["name"]), str(about["owner"]))
+
+    @property
+    def ledger(self) -> SqliteLedger:
+        """The vault's embedded ledger."""
+        if self._ledger is None:
+            self._ledger = SqliteLedger.open(self.path / "ledger.sqlite")
+        return self._ledger
+
+    def close(self) -> None:
+        """Close the ledger."""
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+    def identity(self, passphrase: str) -> Ed25519PrivateKey:
+        """Unseal the owner's signing key.
+
+        Raises:
+            KeyFileError: Wrong passphrase, or the file was changed.
+        """
+        secret, _ = sealing.unseal(self.path / "identity.key", passphrase, format=_IDENTITY)
+        return Ed25519PrivateKey.from_private_bytes(secret)
+
+    def commit(self, key: Key, passphrase: str, *, note: str = "") -> tuple[Key, Registration]:
+        """Register a key's commitment, bind the key to the ledger's beacon, and seal it.
+
+        Call it before the mark is embedded: the message depends on the beacon.
+
+        Args:
+            key: A new, unbound key.
+            passphrase: Seals the key.
+            note: The owner's own words.
+
+        Returns:
+            The bound key and its registration.
+
+        Raises:
+            UsageError: The key is bound already.
+            LedgerError: The ledger does not match its own proofs.
+            OutputError: The vault cannot be written.
+        """
+        if key.beacon is not None:
+            raise UsageError("This key is bound already; make a new one for a new commitment.")
+        self.identity(passphrase)
+        opening = key.opening(self.owner)
+        commitment = key.commit(self.owner)
+        self._store_inputs(key)
+        receipt = self.ledger.append(commitment.canonical())
+        made = Registration(opening, commitment, receipt, (), (), note)
+        bound = key.bind(made.beacon)
+        bound.seal(self._key_path(made.id), passphrase)
+        self._keep(made, overwrite=False)
+        return bound, made
+
+    def release(self, registration: Registration, digests: Mapping[str, str]) -> Registration:
+        """Register the digests of files that are about to be released.
+
+        Args:
+            registration: The key's registration.
+            digests: File name to SHA-256.
+
+        Returns:
+            The registration with the release added.
+        """
+        record = Release(
+            self.owner,
+            registration.commitment.commitment,
+            dict(digests),
+            registration.beacon,
+            now(),
+        )
+        receipt = self.ledger.append(record.canonical())
+        made = replace(
+            registration,
+            releases=(*registration.releases, record),
+            release_receipts=(*registration.release_receipts, receipt),
+        )
+        self._keep(made, overwrite=True)
+        return made
+
+    def registrations(self) -> Iterator[Registration]:
+        """Yield what was registered, oldest first."""
+        found = [self._read(path) for path in sorted((self.path / "keys").glob("*.json"))]
+        yield from sorted(found, key=lambda item: item.receipt.index)
+
+    def registration(self, name: str = "") -> Registration:
+        """Return the registration whose key id begins with `name`; the only one if empty.
+
+        Raises:
+            UsageError: None or several fit.
+        """
+        found = [item for item in self.registrations() if item.id.startswith(name)]
+        if len(found) != 1:
+            known = ", ".join(item.id for item in self.registrations()) or "none"
+            asked = f"begin with '{name}'" if name else "are in this vault"
+            raise UsageError(
+                f"{len(found)} keys {asked}; exactly one was expected.",
+                expected=f"Keys here: {known}.",
+                hint="Name one with --key.",
+            )
+        return found[0]
+
+    def key(self, name: str, passphrase: str, *, inputs: bool = True) -> Key:
+        """Unseal a key, with its inputs if it has some.
+
+        Raises:
+            UsageError: No such key, or several.
+            KeyFileError: Wrong passphrase, or key or inputs were changed.
+        """
+        registration = self.registration(name)
+        key = Key.open(self._key_path(registration.id), passphrase)
+        if not inputs or key.layout.inputs is None:
+            return key
+        return self._with_inputs(key, key.layout.inputs)
+
+    def _with_inputs(self, key: Key, wanted: str) -> Key:
+        from earmark.hosts import batches
+
+        path = self.path / "inputs" / f"{wanted}.safetensors"
+        tree = batches.load(path)
+        if batches.tree_digest(tree) != wanted:
+            raise KeyFileError(
+                f"The key's inputs '{path}' were changed since they were committed.",
+                hint="Restore the file from a backup.",
+            )
+        return replace(key, inputs=tree)
+
+    def _store_inputs(self, key: Key) -> None:
+        if key.layout.inputs is None:
+            return
+        from earmark.hosts import batches
+
+        path = self.path / "inputs" / f"{key.layout.inputs}.safetensors"
+        if not path.exists():
+            batches.save(key.inputs, path)
+
+    def _key_path(self, name: str) -> Path:
+        return self.path / "keys" / f"{name}.key"
+
+    def _keep(self, registration: Registration, *, overwrite: bool) -> None:
+        path = self.path / "keys" / f"{registration.id}.json"
+        files.write_bytes(path, registration.canonical(), overwrite=overwrite)
+
+    def _read(self, path: Path) -> Registration:
+        made = Registration.from_bytes(files.read_bytes(path, limit=1 << 24))
+        verify_receipt(made.commitment.canonical(), made.receipt, self.ledger.vkey)
+        return made
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Folder '{path}' cannot be made: {error.strerror}.") from error
