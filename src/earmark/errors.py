@@ -22,6 +22,7 @@
         ├── OutputError     E403  an output cannot be written
         ├── HostError       E404  a model does not fit what is asked of it
         ├── NetworkError    E405  a remote party did not answer
+        ├── LicenseError    E406  a license does not open this: wrong number, expired, revoked
         └── ExtraError      E501  an optional dependency is missing
 """
 
@@ -174,6 +175,12 @@ class NetworkError(RunError):
     """A remote party did not answer, or not in the agreed form."""
 
     code = "E405"
+
+
+class LicenseError(RunError):
+    """A license does not open this copy: wrong number, expired, revoked, or another copy."""
+
+    code = "E406"
 
 
 class ExtraError(RunError):
