@@ -239,7 +239,9 @@ def test_every_single_bit_change_is_refused_up_to_3000_leaves():
     check_mutations(read, roots, leaves, 2049, (0, 2047, 2048))
 
 
-@pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 3), (3, 7), (4, 7), (6, 8), (8, 21), (13, 21)])
+@pytest.mark.parametrize(
+    ("old", "new"), [(1, 2), (2, 3), (3, 7), (4, 7), (6, 8), (8, 21), (13, 21)]
+)
 def test_every_single_bit_change_of_a_consistency_proof_is_refused(tree, old, new):
     read, roots = tree
     check, proof = merkle.verify_consistency, merkle.consistency_proof(read, old, new)

@@ -318,7 +318,7 @@ def test_reading_what_was_written_gives_it_back(text, signed):
     st.one_of(
         st.binary(max_size=200),
         st.text(max_size=100),
-        st.tuples(lines, st.text("—+ aA=/\n", max_size=40)).map(lambda pair: "\n".join(pair)),
+        st.tuples(lines, st.text("—+ aA=/\n", max_size=40)).map("\n".join),
     )
 )
 def test_what_is_read_is_written_back_byte_for_byte_and_nothing_else_escapes(data):

@@ -66,7 +66,7 @@ class _Walk:
         entries, nodes, checkpoints = self._extent()
         notes = self._rows("checkpoints", "note", checkpoints)
         hashes = self._rows("nodes", "hash", nodes)
-        self._checkpoint(*next(notes, (-1, b"")))
+        self._checkpoint(*next(notes, (0, b"")))
         target = next(notes, None)
         for index, record in self._rows("entries", "record", entries):
             if target is None:
@@ -95,13 +95,18 @@ class _Walk:
     def _entry(self, record: bytes, nodes: Iterator[tuple[int, bytes]]) -> None:
         leaf = leaf_hash(record)
         peaks, fresh = grow(self.peaks, self.size, leaf)
-        for place, expected in enumerate(fresh, start=node_count(self.size)):
-            if next(nodes, None) != (place, expected):
-                raise LedgerError(f"Entry {self.size} does not match its hash.")
+        for level, expected in enumerate(fresh):
+            if next(nodes, None) != (node_count(self.size) + level, expected):
+                what = f"A tree hash above entry {self.size}" if level else f"Entry {self.size}"
+                raise LedgerError(f"{what} does not match its {'children' if level else 'hash'}.")
         self.peaks, self.size = peaks, self.size + 1
 
     def _checkpoint(self, size: int, note: bytes) -> None:
-        signed = SignedCheckpoint.open(note, self.key)
+        try:
+            signed = SignedCheckpoint.open(note, self.key)
+        except IntegrityError as error:
+            error.what = f"The checkpoint of {size} entries does not verify. {error.what}"
+            raise
         if str(signed).encode() != note or signed.body.extensions:
             raise LedgerError(f"The checkpoint of {size} entries is not as it was written.")
         if signed.size != size or size != self.size or signed.root != fold(self.peaks):

@@ -150,6 +150,8 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _explain(path, str(error)) from error
+    except UnicodeDecodeError as error:  # SQLite's own message quotes bytes of a damaged file
+        raise _explain(path, "names that are no text") from error
     except OSError as error:
         raise OutputError(f"Ledger '{path}' cannot be written: {error.strerror}.") from error
 
