@@ -26,7 +26,22 @@ SCHEMES: dict[str, str] = {
 
 LOCKS: dict[str, str] = {}
 
-ATTACKS: dict[str, str] = {}
+ATTACKS: dict[str, str] = {
+    "cast": "earmark.attacks.quantize:Cast",
+    "dummies": "earmark.attacks.obfuscate:Dummies",
+    "finetune": "earmark.attacks.finetune:FineTune",
+    "flip-signs": "earmark.attacks.obfuscate:FlipSigns",
+    "noise": "earmark.attacks.noise:Noise",
+    "obfuscate": "earmark.attacks.obfuscate:Obfuscate",
+    "overwrite": "earmark.attacks.overwrite:Overwrite",
+    "permute": "earmark.attacks.obfuscate:Permute",
+    "prune": "earmark.attacks.prune:Prune",
+    "prune-channels": "earmark.attacks.prune:PruneChannels",
+    "quantize": "earmark.attacks.quantize:Quantize",
+    "quantize-dynamic": "earmark.attacks.quantize:QuantizeDynamic",
+    "refit": "earmark.attacks.finetune:Refit",
+    "scale": "earmark.attacks.obfuscate:Scale",
+}
 
 _KINDS: dict[str, dict[str, str]] = {"scheme": SCHEMES, "lock": LOCKS, "attack": ATTACKS}
 

@@ -7,11 +7,13 @@ house's rules with :func:`earmark.testing.check_attack`.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import nn
@@ -21,6 +23,9 @@ from earmark.hosts import batches
 from earmark.hosts.batches import Tree
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from earmark.attacks.chain import Chain
     from earmark.keys.secret import Shard
     from earmark.task import Task
 
@@ -110,15 +115,60 @@ class Attack(ABC):
         family: Name of the family, for tables.
         knowledge: The least knowledge that the attack needs.
         needs_data: Whether it needs training data.
+        exact: Whether the model's function stays the same up to rounding.
         source: Where it was published, and what we changed.
+        summary: One sentence.
+        PRESETS: Published settings by name.
     """
 
     name: ClassVar[str]
     family: ClassVar[str]
     knowledge: ClassVar[Knowledge] = Knowledge.NOTHING
     needs_data: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
     source: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # Any: values of own fields
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """Return the attack with published settings.
+
+        Raises:
+            UsageError: No preset has that name.
+        """
+        if name not in cls.PRESETS:
+            near = difflib.get_close_matches(name, cls.PRESETS, n=1)
+            raise UsageError(
+                f"Attack '{cls.name}' has no preset '{name}'.",
+                expected=f"It has: {', '.join(cls.PRESETS) or 'none'}.",
+                hint=f"Did you mean '{near[0]}'?" if near else "",
+            )
+        return cls(**cls.PRESETS[name])
+
+    def settings(self) -> dict[str, Any]:  # Any: values of own fields
+        """Return the settings that differ from the defaults, by name."""
+        found = {}
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if item.default_factory is not dataclasses.MISSING:
+                usual = item.default_factory()
+            else:
+                usual = item.default
+            if value != usual:
+                found[item.name] = value
+        return found
+
+    def label(self) -> str:
+        """Return name and settings in one short line, such as ``prune(share=0.8)``."""
+        inner = ", ".join(f"{name}={value}" for name, value in self.settings().items())
+        return f"{self.name}({inner})" if inner else self.name
+
+    def __rshift__(self, after: Attack) -> Chain:
+        """Return the chain of this attack and another one after it."""
+        from earmark.attacks.chain import Chain
+
+        return Chain((self,)) >> after
 
     @final
     def run(self, model: nn.Module, budget: Budget, *, seed: int) -> nn.Module:
