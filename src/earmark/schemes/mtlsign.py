@@ -1,0 +1,473 @@
+"""MTL-Sign, sound mode: the mark is a second task, judged by a head that nobody submits.
+
+The owner keeps some inputs of the task to himself (the *triggers*). The key gives each a random
+label. While the model learns its task, triggers ride in the task's own batches, with their true
+targets, and a term pushes the hidden features of each to its label's side of a secret direction.
+Later a judge refits a head on some of the triggers and guesses the labels of the others
+(:mod:`earmark.schemes.refit`): for a model made without the labels every guess is a fair coin.
+
+What makes it sound: the inputs are fixed and committed before the labels can be known (bind the
+key to a beacon), the split comes from a nonce that the claimant does not choose, and there is no
+head to submit. What makes it strong: triggers are natural, so that they cannot be scrambled apart
+from the task; they lie far from one another, so that a smooth function can hold them; directions
+are fixed, so that no head memorizes in the features' place; and shards take turns at several
+directions, so that erasing one leaves the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from earmark.errors import (
+    AccessError,
+    CapacityError,
+    HostError,
+    KeyFileError,
+    KeyLayoutError,
+    UsageError,
+)
+from earmark.hosts import batches, taps
+from earmark.hosts.access import Host
+from earmark.hosts.batches import Tree
+from earmark.hosts.module import Forward, ModuleHost, plain_forward
+from earmark.keys.secret import Disclosure, Key, Shard
+from earmark.keys.stream import public_stream
+from earmark.records import Access, Evidence, Layout
+from earmark.schemes import refit
+from earmark.schemes.base import Mark, Scheme
+
+_LEAST = 16
+_OWN_PASS = 32
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,  # noqa: SLF001 - the one base of all batch norms
+    nn.modules.instancenorm._InstanceNorm,  # noqa: SLF001 - as above
+)
+
+
+@dataclass(frozen=True)
+class MtlSign(Scheme):
+    """Hidden features carry key-made labels of secret inputs; the judge refits the head.
+
+    Maths: trigger x_i of shard s has sign y_i and direction u, one of `directions`, a fixed random
+    sign vector. With features z standardized over the batch, the term is
+    `weight * mean(log(1 + exp(-sharpness * y_i <u, z_i> / sqrt(width))))`.
+
+    Args:
+        triggers: Inputs that the key keeps, at most.
+        shards: Parts of the key that can be revealed one by one.
+        directions: Directions that the shards take turns at; shards that share one are refitted
+            together.
+        taps: Layers to mark and read, names or globs; by default the last hidden layer.
+        share: Share of a batch that is replaced by triggers.
+        weight: Weight of the mark's term.
+        sharpness: Sharpness of the mark's term; a smaller one asks for larger margins.
+
+    Raises:
+        UsageError: A setting out of range.
+
+    Source:
+        Li and Wang 2021 (arXiv 2103.10021) and Li, Yang, Wang and Liew 2022 (SafeAI): the mark as
+        a second task. Changed: natural triggers instead of QR codes, joint training inside the
+        task's batches, fixed directions instead of a private head, and a judge that refits
+        instead of a submitted head, which anybody can fit to any model afterwards.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> scheme = MtlSign(triggers=256, shards=4, directions=2)
+        >>> key = scheme.new_key(ModuleHost(model), inputs=(torch.randn(256, 8),))
+        >>> evidence = scheme.measure(ModuleHost(model), key)
+        >>> evidence.trials, evidence.access.value
+        (224, 'activations')
+    """
+
+    name: ClassVar[str] = "mtlsign"
+    version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[Access]] = frozenset({Access.ACTIVATIONS})
+    needs_inputs: ClassVar[bool] = True
+    summary: ClassVar[str] = "Hidden features carry random labels of secret natural inputs."
+
+    triggers: int = 2048
+    shards: int = 8
+    directions: int = 4
+    taps: tuple[str, ...] = ()
+    share: float = 0.125
+    weight: float = 0.15
+    sharpness: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.shards < 1 or not 1 <= self.directions <= self.shards:
+            raise UsageError(
+                f"{self.shards} shards cannot take turns at {self.directions} directions.",
+                expected="At least one direction, and no more than shards.",
+            )
+        if self.triggers < _LEAST * self.shards:
+            raise UsageError(
+                f"{self.triggers} triggers are too few for {self.shards} shards.",
+                expected=f"At least {_LEAST} triggers a shard.",
+            )
+        if not 0 < self.share <= 0.5 or not self.weight > 0 or not self.sharpness > 0:
+            raise UsageError(
+                f"Share {self.share}, weight {self.weight}, sharpness {self.sharpness}.",
+                expected="A share above 0 and up to 0.5; weight and sharpness above 0.",
+            )
+        object.__setattr__(self, "taps", tuple(self.taps))
+
+    def new_key(
+        self, host: Host, *, inputs: Tree | None = None, secret: bytes | None = None
+    ) -> Key:
+        """Make a key: choose triggers among the inputs, far from one another, before any label.
+
+        Args:
+            host: The model to be marked, trained or not.
+            inputs: Candidates, a batch as the task gives it, targets included; some four times
+                as many as triggers are a good choice. They are kept in the key and should be kept
+                from others.
+            secret: 32 bytes, or null to draw them.
+
+        Raises:
+            CapacityError: Too few inputs for so many shards.
+            CarrierError: A tap matches nothing.
+            UsageError: There are no inputs.
+        """
+        candidates = self.need_inputs(inputs)
+        names = self._names(host)
+        count = batches.size(candidates)
+        each = min(self.triggers, count) // self.shards
+        if each < _LEAST:
+            raise CapacityError(
+                f"{count} inputs make {each} triggers for each of {self.shards} shards.",
+                expected=f"At least {_LEAST} for each, {_LEAST * self.shards} in all.",
+                hint="Give more inputs, or use fewer shards.",
+            )
+        features = host.features(candidates, names)
+        chosen = far_apart(np.concatenate(list(features.values()), axis=1), each * self.shards)
+        kept = batches.transform(
+            batches.take(candidates, torch.as_tensor(chosen)),
+            lambda tensor: tensor.detach().cpu().clone(),
+        )
+        digests = batches.sample_digests(kept)
+        layout = Layout(
+            self.name,
+            self.version,
+            names,
+            each * self.shards,
+            self.shards,
+            {
+                "blocks": refit.BLOCKS,
+                "directions": self.directions,
+                "inputs": [_digest(digests[each * i : each * (i + 1)]) for i in range(self.shards)],
+            },
+            _digest(digests),
+        )
+        return Key.generate(layout, secret=secret, inputs=kept)
+
+    def _names(self, host: Host) -> tuple[str, ...]:
+        if not isinstance(host, ModuleHost):
+            raise AccessError(
+                "MTL-Sign marks torch modules; this host is none.",
+                hint="Wrap the model:  earmark.hosts.module.ModuleHost(model)",
+            )
+        if not self.taps:
+            return taps.default_taps(host.model, most=1)
+        names = [name for name, _ in host.model.named_modules()]
+        return taps.choose(names, self.taps, what="tap")
+
+    @contextmanager
+    def attach(
+        self, model: nn.Module, key: Key, *, forward: Forward = plain_forward
+    ) -> Iterator[Mark]:
+        """Attach the mark to a model for the time of a `with` block.
+
+        Raises:
+            KeyLayoutError: The key was made for another scheme, or comes without its inputs.
+            CarrierError: The model lacks the key's taps.
+        """
+        self.check_key(key)
+        inputs = _inputs_of(key)
+        with taps.reading(model, key.layout.carrier) as seen:
+            yield RidingMark(self, model, key, inputs, seen, forward)
+
+    def measure(
+        self, suspect: Host, key: Key | Disclosure, *, nonce: str | None = None
+    ) -> Evidence:
+        """Refit and count on a suspect; raises as :meth:`earmark.schemes.base.Scheme.measure`.
+
+        The suspect is read at the key's taps, or at this scheme's, if it names some: then the
+        caller charges the number of taps that were tried.
+
+        Raises:
+            KeyFileError: Revealed shards or inputs are not those that were committed.
+        """
+        self.check_key(key)
+        suspect.require(Access.ACTIVATIONS, by=self.name)
+        inputs = _inputs_of(key)
+        shards = key.shards
+        _check_inputs(key, shards, inputs)
+        found = suspect.features(inputs, self.taps or key.layout.carrier)
+        digest = suspect.digest()
+        nonce = nonce or hashlib.sha256(f"{digest}{key.layout.digest()}".encode()).hexdigest()
+        total, details = _tally(key.layout, shards, found, (nonce, digest))
+        return Evidence.of(
+            self.name,
+            hits=int(total.hits[0]),
+            trials=total.trials,
+            layout=key.layout.digest(),
+            suspect=digest,
+            access=Access.ACTIVATIONS,
+            nonce=nonce,
+            shards=tuple(shard.index for shard in shards),
+            queries=batches.size(inputs),
+            weights=total.weights,
+            score=int(total.score[0]),
+            details=details,
+        )
+
+
+def labels_of(shard: Shard, count: int) -> list[int]:
+    """Return a shard's labels, +1 or -1, one for each of its triggers."""
+    return shard.stream("mtlsign/labels").signs(count)
+
+
+def far_apart(points: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Choose points far from one another: each next one is the farthest from all before it.
+
+    Args:
+        points: (candidates, width); standardized here.
+        count: Number of points to choose.
+
+    Returns:
+        Indices, in the order chosen, beginning with the point nearest to the mean.
+
+    Source:
+        Gonzalez 1985, the greedy rule for k centers.
+    """
+    spread, _ = refit.spread(points)
+    cloud = spread.astype(np.float32)
+    square = (cloud**2).sum(axis=1)
+    chosen = np.empty(count, dtype=np.int64)
+    far = np.full(len(cloud), np.inf, dtype=np.float32)
+    at = int(square.argmin())
+    for i in range(count):
+        chosen[i] = at
+        far = np.minimum(far, square - 2 * (cloud @ cloud[at]) + square[at])
+        far[at] = -np.inf
+        at = int(far.argmax())
+    return chosen
+
+
+def _digest(digests: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _inputs_of(key: Key | Disclosure) -> Tree:
+    if key.inputs is None:
+        raise KeyLayoutError(
+            "This MTL-Sign key comes without its inputs.",
+            hint="Load them beside the key; the vault keeps them under inputs/.",
+        )
+    return key.inputs
+
+
+def _check_inputs(key: Key | Disclosure, shards: Sequence[Shard], inputs: Tree) -> None:
+    """Refuse shards and inputs that were not committed."""
+    if isinstance(key, Disclosure):
+        key.check()
+    each = key.layout.message_bits // key.layout.shards
+    digests = batches.sample_digests(inputs)
+    committed = key.layout.params["inputs"]
+    assert isinstance(committed, (list, tuple))
+    if len(digests) != each * len(shards):
+        raise KeyFileError(
+            f"{len(digests)} inputs came with {len(shards)} shards.",
+            expected=f"{each} inputs a shard, in the order of the shards.",
+        )
+    for i, shard in enumerate(shards):
+        if _digest(digests[each * i : each * (i + 1)]) != committed[shard.index]:
+            raise KeyFileError(
+                f"The inputs of shard {shard.index} are not those that were committed.",
+                hint="Give the inputs that were stored with the key.",
+            )
+
+
+def _tally(
+    layout: Layout,
+    shards: Sequence[Shard],
+    features: Mapping[str, NDArray[np.float64]],
+    salt: tuple[str, str],
+) -> tuple[refit.Tally, dict[str, Any]]:  # Any: JSON values
+    """Refit each direction on its own shards and add up."""
+    each = layout.message_bits // layout.shards
+    directions, blocks = layout.params["directions"], layout.params["blocks"]
+    assert isinstance(directions, int)
+    assert isinstance(blocks, int)
+    parts: list[refit.Tally] = []
+    counts: dict[str, list[int]] = {}
+    for direction in range(directions):
+        places = [i for i, shard in enumerate(shards) if shard.index % directions == direction]
+        if not places:
+            continue
+        rows = np.concatenate([np.arange(each * i, each * (i + 1)) for i in places])
+        signs = np.array([sign for i in places for sign in labels_of(shards[i], each)], float)
+        order = public_stream(
+            f"mtlsign/order/{direction}",
+            *(bytes.fromhex(item) for item in salt),
+            bytes.fromhex(layout.digest()),
+        ).permutation(len(rows))
+        part = refit.tally(
+            {name: value[rows] for name, value in features.items()},
+            signs[:, None],
+            order,
+            blocks=blocks,
+        )
+        parts.append(part)
+        counts[str(direction)] = [int(part.hits[0]), part.trials]
+    total = sum(parts[1:], parts[0])
+    read = {name: total.taps.count(name) for name in features}
+    return total, {
+        "close guesses": int(total.close[0]),
+        "hits and trials by direction": counts,
+        "blocks read by tap": read,
+    }
+
+
+class RidingMark(Mark):
+    """The mark while it is embedded: triggers ride in the batches, their features are pushed."""
+
+    def __init__(
+        self,
+        scheme: MtlSign,
+        model: nn.Module,
+        key: Key,
+        inputs: Tree,
+        seen: dict[str, Tensor],
+        forward: Forward,
+    ) -> None:
+        layout = key.layout
+        each = layout.message_bits // layout.shards
+        self._scheme, self._model, self._forward, self._seen = scheme, model, forward, seen
+        self._inputs = inputs
+        self._carrier = layout.carrier
+        self._signs = torch.tensor(
+            [float(sign) for shard in key.shards for sign in labels_of(shard, each)]
+        )
+        directions = layout.params["directions"]
+        assert isinstance(directions, int)
+        self._direction = torch.arange(layout.shards).repeat_interleave(each) % directions
+        self._directions = directions
+        self._secret = key.child("mtlsign/directions").shard(0)
+        self._heads: dict[str, Tensor] = {}
+        seed = self._secret.stream("order").integer(1 << 62)
+        self._seed = seed
+        self._order = torch.empty(0, dtype=torch.long)
+        self._step = 0
+        self._round = 0
+        self._riding: Tensor | None = None
+        self._length = 0
+
+    def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
+        """Return how far the triggers' order has been read."""
+        return {"round": self._round, "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
+        """Go on with the triggers' order where a training was interrupted."""
+        if state:
+            self._round, self._step = int(state["round"]), int(state["step"])
+            self._order = self._shuffled()
+
+    def mix(self, batch: Tree) -> Tree:
+        """Return the batch with its first samples replaced by triggers."""
+        self._length = batches.size(batch)
+        riders = min(round(self._length * self._scheme.share), len(self._signs))
+        if riders < 1:
+            self._riding = None
+            return batch
+        self._riding = self._next(riders)
+        some = batches.take(self._inputs, self._riding)
+        where = next(iter(batches.leaves(batch).values())).device
+        some = batches.transform(some, lambda tensor: tensor.to(where))
+        return batches.join([some, batches.take(batch, slice(riders, None))])
+
+    def loss(self) -> Tensor:
+        """Return the mark's term for the batch that was mixed, or for a pass of its own."""
+        if self._riding is None:
+            self._own_pass()
+        riding, self._riding = self._riding, None
+        assert riding is not None
+        terms = [self._term(name, riding) for name in self._carrier]
+        return self._scheme.weight * torch.stack(terms).mean()
+
+    def _own_pass(self) -> None:
+        """Run some triggers by themselves, normalization layers frozen."""
+        self._riding = self._next(min(_OWN_PASS, len(self._signs)))
+        self._length = len(self._riding)
+        where = next(self._model.parameters()).device
+        some = batches.take(self._inputs, self._riding)
+        with frozen_norms(self._model):
+            self._forward(self._model, batches.transform(some, lambda tensor: tensor.to(where)))
+
+    def _next(self, count: int) -> Tensor:
+        """Return the next triggers, each once in every round."""
+        if self._step + count > len(self._order):
+            self._round += len(self._order) > 0
+            self._step = 0
+            self._order = self._shuffled()
+        self._step += count
+        return self._order[self._step - count : self._step]
+
+    def _shuffled(self) -> Tensor:
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        generator = torch.Generator().manual_seed(self._seed ^ (self._round << 16 | rank))
+        return torch.randperm(len(self._signs), generator=generator)
+
+    def _term(self, name: str, riding: Tensor) -> Tensor:
+        if name not in self._seen:
+            raise HostError(
+                f"Layer '{name}' did not run before the mark's loss was asked for.",
+                hint="Run the model on the mixed batch first, then call loss().",
+            )
+        features = self._seen[name].float()
+        if len(features) != self._length:
+            raise HostError(
+                f"Layer '{name}' gave {len(features)} rows for a batch of {self._length}.",
+                hint="Call loss() right after the pass over the mixed batch.",
+            )
+        center, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
+        z = (features[: len(riding)] - center) / (deviation + 1e-3)
+        head = self._head(name, features.shape[1]).to(z.device)[self._direction[riding]]
+        margin = self._signs[riding].to(z.device) * (z * head).sum(dim=1)
+        return functional.softplus(-self._scheme.sharpness * margin).mean()
+
+    def _head(self, name: str, width: int) -> Tensor:
+        """Return the directions at a tap, (directions, width), of length one."""
+        if name not in self._heads:
+            stream = self._secret.stream(f"directions/{name}")
+            signs = torch.tensor(stream.signs(self._directions * width), dtype=torch.float32)
+            self._heads[name] = signs.view(self._directions, width) / math.sqrt(width)
+        return self._heads[name]
+
+
+@contextlib.contextmanager
+def frozen_norms(model: nn.Module) -> Iterator[None]:
+    """Keep normalization layers from taking statistics inside the block."""
+    modes = [(layer, layer.training) for layer in model.modules() if isinstance(layer, _NORMS)]
+    for layer, _ in modes:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
