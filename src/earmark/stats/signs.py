@@ -92,7 +92,7 @@ class TwoValuedSum:
         self._unit = max((gap for gap, _ in shapes), default=1)
         self._shapes = [(gap / self._unit, p, count) for (gap, p), count in shapes.items()]
         variance = math.fsum(count * p * (1 - p) * gap * gap for gap, p, count in self._shapes)
-        self._first = 2.0**-6 / math.sqrt(variance) if variance else 1.0
+        self._first = 2.0**-30 / math.sqrt(variance) if variance else 1.0
         self._cumulants: dict[int, float] = {}
 
     def log2_tail(self, score: int) -> float:
@@ -117,7 +117,7 @@ class TwoValuedSum:
             sure = math.fsum(count * math.log2(p) for _, p, count in self._shapes)
             return sure * (1 - 1e-15)
         above = (score - self._least) / self._unit
-        low, high = 0, 736  # t from 2^-6 to 2^40 over the standard deviation, 16 steps an octave
+        low, high = 0, 1120  # t from 2^-30 to 2^40 over the standard deviation, 16 an octave
         while low < high:
             middle = (low + high) // 2
             if self._exponent(middle + 1, above) < self._exponent(middle, above):
