@@ -67,6 +67,24 @@ class Host(ABC):
         """
         raise self._refusal(Access.WEIGHTS)
 
+    def blocks(self, name: str, size: int, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return some blocks of consecutive entries of a tensor in row-major order.
+
+        Args:
+            name: The tensor.
+            size: Entries of a block; block i begins at entry i * size.
+            index: Which blocks, in any order, (blocks,).
+
+        Returns:
+            (blocks, size), in the order of `index`.
+
+        Raises:
+            CarrierError: No tensor has that name.
+        """
+        flat = self.tensor(name).reshape(-1)
+        whole = flat[: len(flat) // size * size].reshape(-1, size)
+        return whole[index]
+
     def features(self, inputs: Tree, taps: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Return pooled activations of named layers, tap to (samples, features).
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from earmark.errors import CarrierError, HostError
 from earmark.hosts import batches, taps
 from earmark.hosts.access import Host
+from earmark.hosts.files import combined_digest
 from earmark.records import Access
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -134,11 +135,14 @@ class ModuleHost(Host):
 
 
 def state_digest(state: dict[str, Tensor]) -> str:
-    """Return SHA-256 over a state dict, independent of the order of its names."""
-    total = hashlib.sha256(b"earmark/state/1\n")
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        if tensor.numel():
-            total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
+    """Return a digest over a state dict, that of a weight file which holds the same tensors.
+
+    It does not depend on the order of names; see :func:`earmark.hosts.files.combined_digest`.
+    """
+    tensors = {}
+    for name, tensor in state.items():
+        raw = tensor.detach().cpu().contiguous()
+        body = raw.flatten().view(torch.uint8).numpy().data if raw.numel() else b""
+        kind = str(raw.dtype).removeprefix("torch.")
+        tensors[name] = (kind, tuple(raw.shape), hashlib.sha256(body).digest())
+    return combined_digest(tensors)
