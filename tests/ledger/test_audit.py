@@ -101,6 +101,16 @@ CASES = {
         2,
         "checkpoint of 2 entries does not verify. A note lacks its signatures",
     ),
+    "added signature": (
+        [
+            (
+                "UPDATE checkpoints SET note = note || ? WHERE id = 2",
+                ("— else.example AAAAAAA=\n".encode(),),
+            )
+        ],
+        2,
+        "checkpoint of 2 entries is not as it was written",
+    ),
     "copied checkpoint": (
         ["UPDATE checkpoints SET note = (SELECT note FROM checkpoints WHERE id=1) WHERE id=2"],
         2,
@@ -190,6 +200,17 @@ def test_a_changed_entry_is_not_read(path, statement, values):
         with pytest.raises(LedgerError):
             list(ledger.scan())
         assert len(list(ledger.scan(4))) == 4
+
+
+def test_what_only_sqlite_can_see_is_reported_too(path):
+    data = bytearray(path.read_bytes())
+    data[36:40] = (1).to_bytes(4, "big")  # a free page that does not exist
+    path.write_bytes(data)
+    with (
+        SqliteLedger.open(path) as ledger,
+        pytest.raises(LedgerError, match=r"(?s)SQLite reports.*Entries 0 to 7 are intact"),
+    ):
+        ledger.check()
 
 
 def rewound(path, size):

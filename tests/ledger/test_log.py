@@ -255,6 +255,17 @@ def test_a_creation_that_fails_leaves_nothing(tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_creation_whose_last_sync_fails_says_so_and_leaves_a_whole_ledger(tmp_path, monkeypatch):
+    def failing(folder):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(store, "sync_folder", failing)
+    with pytest.raises(OutputError, match="Input/output error"):
+        SqliteLedger.create(tmp_path / "ledger.sqlite", ORIGIN)
+    with SqliteLedger.open(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.append(entry(0)).index == 0
+
+
 def test_files_that_are_no_ledger_have_their_own_errors(tmp_path, path):
     with pytest.raises(FileError, match="No such file"):
         SqliteLedger.open(tmp_path / "missing.sqlite")
@@ -334,6 +345,69 @@ def test_a_read_only_ledger_is_read_and_checked_but_not_added_to(path):
             ledger.append(entry(8))
         assert len(ledger) == 8
     assert path.read_bytes() == before
+
+
+def test_an_unfinished_write_is_taken_back_by_the_next_writer(path, tmp_path):
+    copy = duplicate(path, tmp_path / "copy.sqlite")
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA cache_size = 1")
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("UPDATE entries SET record = zeroblob(1000000)")
+    copy.write_bytes(path.read_bytes())
+    journal = path.with_name("ledger.sqlite-journal")
+    copy.with_name("copy.sqlite-journal").write_bytes(journal.read_bytes())
+    db.execute("ROLLBACK")
+    db.close()
+    with pytest.raises(FileError, match="unfinished write"):
+        SqliteLedger.open(copy, readonly=True)
+    with SqliteLedger.open(copy) as ledger:
+        assert ledger.check().intact == 8
+    with SqliteLedger.open(copy, readonly=True) as ledger:
+        assert list(ledger.scan()) == [(number, entry(number)) for number in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("file is not a database", FormatError),
+        ("attempt to write a readonly database", OutputError),
+        ("database or disk is full", OutputError),
+        ("disk I/O error", OutputError),
+        ("database is locked", OutputError),
+        ("unable to open database file", FileError),
+        ("Cannot operate on a closed database.", UsageError),
+        ("database disk image is malformed", LedgerError),
+        ("no such column: hash", LedgerError),
+    ],
+)
+def test_what_sqlite_says_is_told_in_plain_words(said, kind):
+    with pytest.raises(kind, match=r"(?s)ledger\.sqlite"), store.explained(Path("ledger.sqlite")):
+        raise sqlite3.DatabaseError(said)
+
+
+def test_an_error_message_that_is_no_text_is_told_too():
+    with pytest.raises(LedgerError, match="damaged"), store.explained(Path("ledger.sqlite")):
+        b"\xff".decode()
+
+
+def test_a_file_that_allows_no_rollback_journal_is_refused():
+    db = sqlite3.connect(":memory:")
+    with pytest.raises(OutputError, match="rollback journal"):
+        store._use_rollback_journal(db, Path("ledger.sqlite"))
+    db.close()
+
+
+def test_values_of_the_wrong_type_are_refused():
+    for row in (None, ("text",), (b"8",), (None,)):
+        with pytest.raises(LedgerError):
+            store.integer(row)
+
+
+def test_an_error_after_which_sqlite_has_rolled_back_is_still_told(path):
+    db = sqlite3.connect(path, isolation_level=None)
+    with pytest.raises(LedgerError, match="no transaction"), store.writing(db, path):
+        db.execute("ROLLBACK")  # then the commit fails
+    db.close()
 
 
 def test_a_closed_ledger_says_so(path):

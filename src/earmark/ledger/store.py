@@ -91,8 +91,13 @@ def connect(path: Path, *, readonly: bool, timeout: float) -> sqlite3.Connection
             _require_ledger(db, path)
             if not readonly:
                 _use_rollback_journal(db, path)
-    except BaseException:
+    except BaseException as error:
         db.close()
+        if readonly and "readonly" in str(error.__cause__):
+            raise FileError(
+                f"Ledger '{path}' holds an unfinished write of a process that died.",
+                hint="Open it once for writing: that takes the unfinished write back.",
+            ) from error
         raise
     return db
 
@@ -174,7 +179,7 @@ def _explain(path: Path, said: str) -> EarmarkError:
     if "unable to open" in low:
         return FileError(
             f"Ledger '{path}' cannot be opened: {said}.",
-            hint="Check the permissions; after a crash, open it once for writing.",
+            hint="Check the permissions of the file and of its folder.",
         )
     if "closed database" in low:
         return UsageError(f"Ledger '{path}' was closed.", hint="Open it again.")
@@ -264,9 +269,10 @@ def node(row: tuple[object, ...] | None, place: int) -> bytes:
 
 def sync_folder(path: Path) -> None:
     """Make a new name in a folder survive a power cut."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    if os.name != "posix":  # pragma: no cover - folders cannot be synced there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
