@@ -7,7 +7,7 @@ framework. A host never changes the model behind it.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from earmark.errors import AccessError
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Tree = Any  # Any: a batch, see earmark.hosts.batches
+
+Forward = Callable[[Any, Any], Any]  # Any: a module, a batch and the module's output
+"""How to run a model on a batch: ``forward(model, batch) -> output``."""
+
+
+def plain_forward(model: Any, batch: Tree) -> Any:  # Any: as in Forward
+    """Run a model on a batch: on its first part if it is a pair, by keyword if it is a dict."""
+    if isinstance(batch, (tuple, list)):
+        return model(batch[0])
+    if isinstance(batch, dict):
+        return model(**{name: part for name, part in batch.items() if name != "labels"})
+    return model(batch)
 
 
 class Host(ABC):

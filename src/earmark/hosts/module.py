@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,21 +14,11 @@ from torch import Tensor, nn
 
 from earmark.errors import CarrierError, HostError
 from earmark.hosts import batches, taps
-from earmark.hosts.access import Host
+from earmark.hosts.access import Forward, Host, plain_forward
 from earmark.hosts.files import combined_digest
 from earmark.records import Access
 
-Forward = Callable[[nn.Module, Any], Any]
-"""How to run a model on a batch: ``forward(model, batch) -> output``."""
-
-
-def plain_forward(model: nn.Module, batch: batches.Tree) -> Any:  # Any: the model's output
-    """Run a model on a batch: on its first part if it is a pair, by keyword if it is a dict."""
-    if isinstance(batch, (tuple, list)):
-        return model(batch[0])
-    if isinstance(batch, dict):
-        return model(**{name: part for name, part in batch.items() if name != "labels"})
-    return model(batch)
+__all__ = ["Forward", "ModuleHost", "plain_forward", "state_digest"]
 
 
 class ModuleHost(Host):

@@ -9,16 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from earmark.errors import KeyLayoutError, UsageError
-from earmark.hosts.access import Host
-from earmark.hosts.batches import Tree
-from earmark.hosts.module import Forward, plain_forward
+from earmark.hosts.access import Forward, Host, Tree, plain_forward
 from earmark.keys.secret import Disclosure, Key
 from earmark.records import Access, Evidence
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Mark(ABC):
@@ -117,6 +116,10 @@ class Scheme(ABC):
             KeyLayoutError: The key was made for another scheme or version.
             CarrierError: The suspect lacks the carrier.
         """
+
+    def inputs_wanted(self) -> int:
+        """Return how many candidate inputs a new key wants; 0 if the scheme needs none."""
+        return 0
 
     def check_key(self, key: Key | Disclosure) -> None:
         """Refuse a key of another scheme or version.
