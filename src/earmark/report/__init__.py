@@ -27,3 +27,32 @@ The dossier (a folder, or the same folder packed as one file)::
 Nothing here imports torch or NumPy. Everything that comes from outside (names, notes, settings) is
 escaped; nothing here decides anything: verdicts come from :func:`earmark.policy.judge`.
 """
+
+from __future__ import annotations
+
+from earmark.report.battery import render_battery
+from earmark.report.checks import Check, check_dossier
+from earmark.report.content import BatteryContent, Event, ReportContent, Subject
+from earmark.report.dossier import DossierContent, read_dossier, write_dossier
+from earmark.report.pack import pack, unpack
+from earmark.report.page import render, write_page
+from earmark.report.proof import LedgerProof, ledger_proof
+
+__all__ = [
+    "BatteryContent",
+    "Check",
+    "DossierContent",
+    "Event",
+    "LedgerProof",
+    "ReportContent",
+    "Subject",
+    "check_dossier",
+    "ledger_proof",
+    "pack",
+    "read_dossier",
+    "render",
+    "render_battery",
+    "unpack",
+    "write_dossier",
+    "write_page",
+]

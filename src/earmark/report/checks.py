@@ -1,0 +1,324 @@
+"""Check a dossier offline: every digest, signature, proof and conclusion, from the files alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from earmark import __version__
+from earmark.errors import DossierError, EarmarkError
+from earmark.ledger.checkpoint import SignedCheckpoint
+from earmark.ledger.merkle import verify_consistency
+from earmark.ledger.note import VerifierKey
+from earmark.ledger.port import beacon, from_hex, verify_receipt
+from earmark.policy import Policy, judge
+from earmark.records import Evidence, Record, Verdict
+from earmark.report import pack
+from earmark.report.content import ReportContent
+from earmark.report.dossier import (
+    SIGNATURE,
+    SIGNED,
+    DossierContent,
+    content_of,
+    record_path,
+    require_manifest,
+)
+from earmark.report.page import render
+
+VERIFIED = "verified"
+NOTE = "note"
+MAX_TRIALS = 1 << 22
+_PROOF = "ledger/proof.json"
+_REGISTERED = ("commitment", "release", "claim", "evidence", "verdict")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. What fails is an error, never a check.
+
+    Args:
+        name: What was looked at.
+        status: "verified", or "note" for what the dossier cannot prove by itself.
+        detail: One sentence.
+    """
+
+    name: str
+    status: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.status:<9} {self.name:<12} {self.detail}"
+
+
+def check_dossier(path: str | Path, vkey: str | None = None) -> list[Check]:
+    """Verify everything that a dossier says, offline.
+
+    Args:
+        path: A folder, or a file that `pack` wrote.
+        vkey: The ledger's public key from a source that you trust. Without it the dossier's own is
+            used, and a note says so.
+
+    Returns:
+        What was verified, and notes on what cannot be.
+
+    Raises:
+        FileError: Missing or unreadable.
+        DossierError: Anything does not fit; the message names the file.
+    """
+    return check_files(pack.read(path), vkey=vkey)
+
+
+def check_files(contents: Mapping[str, bytes], *, vkey: str | None = None) -> list[Check]:
+    """Verify a dossier that was read already; see :func:`check_dossier`."""
+    manifest = require_manifest(contents)
+    content = content_of(contents)
+    _require_modest(content)
+    return [
+        _ok("files", f"All {len(manifest.files)} files are as the manifest lists them."),
+        _signature(contents, content),
+        _ok("records", "Every record is valid and in canonical form."),
+        _commitment(content),
+        _release(content),
+        _ledger_key(content, vkey),
+        *_receipts(content),
+        _history(content),
+        _order(content),
+        _claim(content),
+        _evidence(content),
+        _verdict(content.evidence, content.policy, content.verdict, record_path("verdict")),
+        *_report(contents, content),
+        *_statements(content),
+    ]
+
+
+def _ok(name: str, detail: str) -> Check:
+    return Check(name, VERIFIED, detail)
+
+
+def _fail(file: str, why: str) -> DossierError:
+    return DossierError(
+        f"File '{file}' of the dossier does not fit: {why.rstrip('.')}.",
+        hint="Do not rely on this dossier.",
+    )
+
+
+def _require(condition: bool, file: str, why: str) -> None:  # noqa: FBT001 - a check reads best so
+    if not condition:
+        raise _fail(file, why)
+
+
+def _require_modest(content: DossierContent) -> None:
+    """Refuse counts that would keep a checker busy for ever."""
+    pieces = [(content.evidence, record_path("evidence"))]
+    if content.report is not None:
+        pieces += [(item.evidence, record_path("report")) for item in content.report.subjects]
+        pieces += [
+            (item.evidence, record_path("report"))
+            for item in content.report.robustness
+            if item.evidence is not None
+        ]
+    for evidence, file in pieces:
+        large = max(evidence.trials, sum(evidence.weights)) > MAX_TRIALS
+        _require(not large, file, f"it counts more than {MAX_TRIALS:,} trials")
+
+
+def _signature(contents: Mapping[str, bytes], content: DossierContent) -> Check:
+    data = contents.get(SIGNATURE)
+    if data is None:
+        return Check("signature", NOTE, "Nobody signed the manifest: who put it together is open.")
+    try:
+        claimant = Ed25519PublicKey.from_public_bytes(bytes.fromhex(content.claim.claimant))
+        signature = bytes.fromhex(data.decode("ascii"))
+        _require(signature.hex().encode() == data, SIGNATURE, "it is not lower-case hexadecimal")
+        claimant.verify(signature, SIGNED + contents[pack.MANIFEST])
+    except (InvalidSignature, ValueError, UnicodeDecodeError) as error:
+        raise _fail(SIGNATURE, "it is no signature of the claimant over the manifest") from error
+    return _ok("signature", "The claimant signed the manifest.")
+
+
+def _commitment(content: DossierContent) -> Check:
+    opening, commitment = content.opening, content.commitment
+    _require(
+        opening.commitment() == commitment.commitment,
+        record_path("opening"),
+        "it does not open the commitment",
+    )
+    _require(
+        opening.owner == commitment.owner,
+        record_path("commitment"),
+        "it names another owner than the opening",
+    )
+    return _ok("commitment", "The opening opens the commitment: key, layout and owner were fixed.")
+
+
+def _release(content: DossierContent) -> Check:
+    release, file = content.release, record_path("release")
+    _require(
+        release.commitment == content.commitment.commitment, file, "it names another commitment"
+    )
+    _require(release.owner == content.commitment.owner, file, "it names another owner")
+    if release.beacon is None:
+        return Check("release", NOTE, "The release names no beacon: the message was chosen freely.")
+    try:
+        drawn = beacon(content.proof.receipts["commitment"])
+    except KeyError as error:
+        raise _fail(_PROOF, "it lacks the commitment's receipt") from error
+    except EarmarkError as error:
+        raise _fail(_PROOF, error.what) from error
+    _require(release.beacon == drawn, file, "its beacon is not the one the ledger gave")
+    return _ok("release", "The message was bound to a ledger value that came after the commitment.")
+
+
+def _ledger_key(content: DossierContent, vkey: str | None) -> Check:
+    own = content.proof.vkey
+    try:
+        VerifierKey.parse(own)
+    except EarmarkError as error:
+        raise _fail("ledger/vkey.txt", error.what) from error
+    if vkey is None:
+        return Check(
+            "ledger key", NOTE, "The ledger's public key is the dossier's own; compare it yourself."
+        )
+    _require(vkey.strip() == own, "ledger/vkey.txt", "it is not the public key that you trust")
+    return _ok("ledger key", "The ledger's public key is the one that you gave.")
+
+
+def _receipts(content: DossierContent) -> list[Check]:
+    proof = content.proof
+    for needed in ("commitment", "release"):
+        _require(needed in proof.receipts, _PROOF, f"it lacks the {needed}'s receipt")
+    unknown = sorted(set(proof.receipts) - set(_REGISTERED))
+    _require(not unknown, _PROOF, f"it has receipts for unknown records {unknown}")
+    made = []
+    for name in _REGISTERED:
+        receipt = proof.receipts.get(name)
+        if receipt is None:
+            continue
+        record: Record = getattr(content, name)
+        try:
+            verify_receipt(record.canonical(), receipt, proof.vkey)
+        except EarmarkError as error:
+            raise _fail(record_path(name), f"the ledger's receipt: {error.what}") from error
+        made.append(_ok("receipt", f"The ledger holds the {name} as entry {receipt.index}."))
+    if "claim" not in proof.receipts:
+        made.append(Check("receipt", NOTE, "The claim was not registered; its time is open."))
+    return made
+
+
+def _history(content: DossierContent) -> Check:
+    proof, file = content.proof, "ledger/checkpoint.txt"
+    try:
+        head = SignedCheckpoint.open(proof.checkpoint, VerifierKey.parse(proof.vkey))
+    except EarmarkError as error:
+        raise _fail(file, error.what) from error
+    for name, receipt in proof.receipts.items():
+        signed = SignedCheckpoint.parse(receipt.checkpoint)
+        path = proof.consistency.get(str(signed.size))
+        _require(path is not None, _PROOF, f"it lacks the proof that the {name} is in one history")
+        try:
+            hashes = [from_hex(item) for item in path or ()]
+            verify_consistency(signed.size, head.size, signed.root, head.root, hashes)
+        except EarmarkError as error:
+            raise _fail(_PROOF, f"the {name} is of another history: {error.what}") from error
+    witnesses = len(head.note.signatures) - 1
+    said = f"; {witnesses} more signatures on its head were not looked at" if witnesses else ""
+    return _ok("history", f"All of it is one history of {head.size:,} entries{said}.")
+
+
+def _order(content: DossierContent) -> Check:
+    index = content.proof.index
+    first, second, third = (index(name) for name in ("commitment", "release", "claim"))
+    assert first is not None
+    assert second is not None
+    _require(first < second, _PROOF, "the release was registered before the commitment")
+    _require(third is None or second < third, _PROOF, "the claim came before the release")
+    return _ok("order", f"Commitment (entry {first}) came before release (entry {second}).")
+
+
+def _claim(content: DossierContent) -> Check:
+    claim, evidence, file = content.claim, content.evidence, record_path("claim")
+    _require(claim.claimant == content.commitment.owner, file, "the claimant is not the owner")
+    _require(claim.opening == content.opening, file, "it opens another commitment")
+    _require(claim.evidence == evidence.digest(), record_path("evidence"), "the claim names another")
+    _require(claim.suspect == evidence.suspect, file, "it names another suspect")
+    same = evidence.nonce is None or claim.nonce == evidence.nonce
+    _require(same, file, "it names another nonce than the evidence")
+    burnt = set(evidence.shards) <= set(claim.shards)
+    _require(burnt, file, "the evidence uses shards that the claim does not reveal")
+    return _ok("claim", "Claimant, key, suspect, nonce and evidence belong together.")
+
+
+def _evidence(content: DossierContent) -> Check:
+    evidence, layout, file = content.evidence, content.opening.layout, record_path("evidence")
+    _require(evidence.layout == layout.digest(), file, "it is of another layout than the key's")
+    _require(evidence.scheme == layout.scheme, file, "it is of another scheme than the key's")
+    _require(evidence.trials <= layout.message_bits, file, "it counts more trials than the key has")
+    named = (None, content.commitment.commitment)
+    _require(evidence.commitment in named, file, "it names another commitment")
+    return _ok(
+        "evidence", f"{evidence.hits:,} of {evidence.trials:,} answers, of the committed layout."
+    )
+
+
+def _verdict(evidence: Evidence, policy: Policy, verdict: Verdict, file: str) -> Check:
+    again = judge(evidence, policy)
+    _require(_same(again, verdict), file, "the policy concludes otherwise from the evidence")
+    return _ok(
+        "verdict", f"Judged again: {verdict.outcome.value}, {verdict.bits:,.1f} bits of evidence."
+    )
+
+
+def _same(one: Verdict, other: Verdict) -> bool:
+    """Compare verdicts; real numbers may differ in their last printed digit between machines."""
+    exact = ("outcome", "threshold", "level", "policy", "evidence", "limits", "power_rate")
+    if any(getattr(one, name) != getattr(other, name) for name in exact):
+        return False
+    near = ("bits", "bits_gross", "log10_p", "power")
+    return all(
+        math.isclose(getattr(one, name), getattr(other, name), rel_tol=1e-9, abs_tol=2e-3)
+        for name in near
+    )
+
+
+def _report(contents: Mapping[str, bytes], content: DossierContent) -> list[Check]:
+    report, page = content.report, contents.get("report.html")
+    if report is None or page is None:
+        _require(report is None and page is None, "report.html", "page and its source go together")
+        return [Check("report", NOTE, "There is no page for people to read.")]
+    _report_facts(report, content)
+    if report.version != __version__:
+        told = (
+            f"The page was written by version {report.version}, this is {__version__}: its source "
+            "fits the records; its looks were not compared."
+        )
+        return [Check("report", NOTE, told)]
+    _require(render(report).encode() == page, "report.html", "it is not what its source gives")
+    return [_ok("report", "The page says what the records say.")]
+
+
+def _report_facts(report: ReportContent, content: DossierContent) -> None:
+    file = record_path("report")
+    for name in ("commitment", "release", "claim", "policy", "proof"):
+        same = getattr(report, name) == getattr(content, name)
+        _require(same, file, f"it shows another {name}")
+    main = report.subject
+    _require(main.evidence == content.evidence, file, "it speaks of other evidence")
+    for subject in report.subjects:
+        _verdict(subject.evidence, report.policy, subject.verdict, file)
+    _require(main.verdict == content.verdict, file, "it shows another verdict")
+
+
+def _statements(content: DossierContent) -> list[Check]:
+    made = []
+    if content.trials or (content.report is not None and content.report.robustness):
+        made.append(Check("trials", NOTE, "Robustness was measured by the owner; nothing proves it."))
+    if content.attachments:
+        made.append(Check("attachments", NOTE, f"{len(content.attachments)} were not looked into."))
+    told = "To count again, measure the suspect itself; its digest is in the claim."
+    return [*made, Check("suspect", NOTE, told)]
+
