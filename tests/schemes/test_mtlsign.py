@@ -332,9 +332,19 @@ def test_a_dead_suspect_scores_nothing(task, key, marked) -> None:
         broken = copy.deepcopy(marked)
         broken.fc.weight.data.fill_(value)
         broken.fc.bias.data.fill_(value)
+        broken.conv3.weight.data.fill_(value)
         evidence = SCHEME.measure(task.host(broken), key)
         assert evidence.hits == 0
         assert log2_p(evidence) == 0
+
+
+def test_what_flows_in_outlives_a_layer_that_is_wiped(task, key, marked) -> None:
+    for value in (float("nan"), 0.0):
+        broken = copy.deepcopy(marked)
+        broken.fc.weight.data.fill_(value)
+        assert bits(task, broken, key) >= 128
+        shallow = Key.generate(replace(key.layout, carrier=("fc",)), secret=bytes(range(32)))
+        assert bits(task, broken, replace(shallow, inputs=key.inputs)) == 0
 
 
 # --- null calibration through the full pipeline ---------------------------------------------------

@@ -90,7 +90,7 @@ HOSTILE = {
     "constant": lambda n: np.full((n, 8), 3.0),
     "two clusters": lambda n: np.repeat([[1.0, 0.0], [0.0, 1.0]], n // 2, axis=0),
     "heavy tails": lambda n: np.random.default_rng(1).standard_cauchy((n, 12)) ** 3,
-    "one hot": lambda n: np.eye(n),
+    "one hot": np.eye,
     "sorted": lambda n: np.arange(n, dtype=float)[:, None] ** np.arange(1, 5),
 }
 

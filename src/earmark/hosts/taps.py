@@ -1,8 +1,9 @@
 """Named layers: choose them by glob, and read what flows out of them.
 
-A tap is the name of a submodule as `named_modules` gives it. Its output is pooled to one vector a
-sample: feature maps (samples, channels, ...) are averaged over space, sequences (samples, steps,
-width) over steps, vectors are taken as they are.
+A tap is the name of a submodule as `named_modules` gives it, for its output, or that name with
+``:in`` behind it, for its first input. What flows there is pooled to one vector a sample: feature
+maps (samples, channels, ...) are averaged over space, sequences (samples, steps, width) over steps,
+vectors are taken as they are.
 """
 
 from __future__ import annotations
@@ -47,10 +48,14 @@ def choose(names: Iterable[str], patterns: Sequence[str], *, what: str) -> tuple
     )
 
 
+INPUT = ":in"
+"""What stands behind a layer's name in a tap that reads its input."""
+
+
 def layer(model: nn.Module, name: str) -> nn.Module:
-    """Return the submodule of that name; raises as :func:`choose`."""
+    """Return the submodule that a tap names; raises as :func:`choose`."""
     modules = dict(model.named_modules())
-    (found,) = choose(modules, [name], what="tap")[:1]
+    (found,) = choose(modules, [name.removesuffix(INPUT)], what="tap")[:1]
     chosen: nn.Module = modules[found]
     return chosen
 
@@ -96,8 +101,19 @@ def reading(model: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]
 
         return hook
 
+    def keep_input(name: str) -> Any:  # Any: a hook
+        def hook(_module: nn.Module, inputs: tuple[object, ...]) -> None:
+            seen[name] = pool(inputs)
+
+        return hook
+
     targets = [(name, layer(model, name)) for name in taps]
-    handles = [module.register_forward_hook(keep(name)) for name, module in targets]
+    handles = [
+        module.register_forward_pre_hook(keep_input(name))
+        if name.endswith(INPUT)
+        else module.register_forward_hook(keep(name))
+        for name, module in targets
+    ]
     try:
         yield seen
     finally:

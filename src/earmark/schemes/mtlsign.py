@@ -70,7 +70,10 @@ class MtlSign(Scheme):
         shards: Parts of the key that can be revealed one by one.
         directions: Directions that the shards take turns at; shards that share one are refitted
             together.
-        taps: Layers to mark and read, names or globs; by default the last hidden layer.
+        taps: Layers to mark and read, names or globs, with ``:in`` behind for what flows into
+            them; by default the last hidden layer.
+        deeper: Whether the judge also reads what flows into the marked layers, so that a layer
+            drawn anew does not take the evidence along.
         share: Share of a batch that is replaced by triggers.
         weight: Weight of the mark's term.
         sharpness: Sharpness of the mark's term; a smaller one asks for larger margins.
@@ -104,6 +107,7 @@ class MtlSign(Scheme):
     shards: int = 8
     directions: int = 4
     taps: tuple[str, ...] = ()
+    deeper: bool = True
     share: float = 0.125
     weight: float = 0.15
     sharpness: float = 2.0
@@ -126,6 +130,10 @@ class MtlSign(Scheme):
             )
         object.__setattr__(self, "taps", tuple(self.taps))
 
+    def inputs_wanted(self) -> int:
+        """Return four times as many candidates as triggers."""
+        return 4 * self.triggers
+
     def new_key(
         self, host: Host, *, inputs: Tree | None = None, secret: bytes | None = None
     ) -> Key:
@@ -144,7 +152,8 @@ class MtlSign(Scheme):
             UsageError: There are no inputs.
         """
         candidates = self.need_inputs(inputs)
-        names = self._names(host)
+        marked = self._names(host)
+        names = tuple(dict.fromkeys(marked + self._deeper(marked)))
         count = batches.size(candidates)
         each = min(self.triggers, count) // self.shards
         if each < _LEAST:
@@ -153,7 +162,7 @@ class MtlSign(Scheme):
                 expected=f"At least {_LEAST} for each, {_LEAST * self.shards} in all.",
                 hint="Give more inputs, or use fewer shards.",
             )
-        features = host.features(candidates, names)
+        features = host.features(candidates, marked)
         chosen = far_apart(np.concatenate(list(features.values()), axis=1), each * self.shards)
         kept = batches.transform(
             batches.take(candidates, torch.as_tensor(chosen)),
@@ -169,6 +178,7 @@ class MtlSign(Scheme):
             {
                 "blocks": refit.BLOCKS,
                 "directions": self.directions,
+                "marked": len(marked),
                 "inputs": [_digest(digests[each * i : each * (i + 1)]) for i in range(self.shards)],
             },
             _digest(digests),
@@ -183,8 +193,18 @@ class MtlSign(Scheme):
             )
         if not self.taps:
             return taps.default_taps(host.model, most=1)
-        names = [name for name, _ in host.model.named_modules()]
-        return taps.choose(names, self.taps, what="tap")
+        known = [name for name, _ in host.model.named_modules()]
+        found: dict[str, None] = {}
+        for pattern in self.taps:
+            stem = pattern.removesuffix(taps.INPUT)
+            for name in taps.choose(known, [stem], what="tap"):
+                found[name + pattern[len(stem) :]] = None
+        return tuple(found)
+
+    def _deeper(self, marked: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(
+            name + taps.INPUT for name in marked if self.deeper and not name.endswith(taps.INPUT)
+        )
 
     @contextmanager
     def attach(
@@ -198,7 +218,7 @@ class MtlSign(Scheme):
         """
         self.check_key(key)
         inputs = _inputs_of(key)
-        with taps.reading(model, key.layout.carrier) as seen:
+        with taps.reading(model, _marked(key.layout)) as seen:
             yield RidingMark(self, model, key, inputs, seen, forward)
 
     def measure(
@@ -255,8 +275,7 @@ def far_apart(points: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     Source:
         Gonzalez 1985, the greedy rule for k centers.
     """
-    spread, _ = refit.spread(points)
-    cloud = spread.astype(np.float32)
+    cloud = refit.spread(points).astype(np.float32)
     square = (cloud**2).sum(axis=1)
     chosen = np.empty(count, dtype=np.int64)
     far = np.full(len(cloud), np.inf, dtype=np.float32)
@@ -271,6 +290,12 @@ def far_apart(points: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 
 def _digest(digests: Sequence[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _marked(layout: Layout) -> tuple[str, ...]:
+    count = layout.params["marked"]
+    assert isinstance(count, int)
+    return layout.carrier[:count]
 
 
 def _inputs_of(key: Key | Disclosure) -> Tree:
@@ -360,7 +385,7 @@ class RidingMark(Mark):
         each = layout.message_bits // layout.shards
         self._scheme, self._model, self._forward, self._seen = scheme, model, forward, seen
         self._inputs = inputs
-        self._carrier = layout.carrier
+        self._carrier = _marked(layout)
         self._signs = torch.tensor(
             [float(sign) for shard in key.shards for sign in labels_of(shard, each)]
         )

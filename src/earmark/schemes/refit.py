@@ -76,30 +76,31 @@ def rank_weights(count: int, *, levels: int = LEVELS) -> tuple[int, ...]:
     return tuple(1 + levels * rank // count for rank in range(count))
 
 
-def spread(features: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Center and scale features; find samples that have none.
+def spread(features: Array) -> Array:
+    """Center and scale features.
 
     Args:
         features: (samples, features), any values.
 
     Returns:
         Features with mean 0 and variance 1 in each column that varies, the others left out, and
-        all columns together scaled to mean square 1 a sample; and which samples are whole. A
-        sample with a NaN or an infinity becomes zeros and never scores.
+        all columns together scaled to mean square 1 a sample. A sample with a NaN or an infinity
+        becomes zeros: its guess is zero, and zero is never a hit.
     """
     whole = np.asarray(np.isfinite(features).all(axis=1))
     clean = np.where(whole[:, None], features, 0.0)
     size = np.abs(clean).max(axis=0, initial=0.0)
     clean = clean[:, size > 0] / size[size > 0]
     if not whole.any() or clean.shape[1] == 0:
-        return np.zeros((len(features), 1)), whole
+        return np.zeros((len(features), 1))
     clean = clean - clean[whole].mean(axis=0)
     deviation = clean[whole].std(axis=0)
     clean = clean[:, deviation > 1e-9] / deviation[deviation > 1e-9]
     if clean.shape[1] == 0:
-        return np.zeros((len(features), 1)), whole
+        return np.zeros((len(features), 1))
     clean[~whole] = 0.0
-    return clean / np.sqrt(clean.shape[1]), whole
+    spread_out: Array = clean / np.sqrt(clean.shape[1])
+    return spread_out
 
 
 def bounds(count: int, blocks: int) -> list[int]:
@@ -144,11 +145,9 @@ def tally(
     rows = np.asarray(order, dtype=np.int64)
     signs = labels[rows]
     spreads = {name: spread(np.asarray(value)[rows]) for name, value in features.items()}
-    whole = np.logical_and.reduce([mask for _, mask in spreads.values()])
     parts = []
     for start, end in itertools.pairwise(cut[1:]):
-        guess, chosen = _guess({name: z for name, (z, _) in spreads.items()}, signs, start, end)
-        guess[~whole[start:end]] = 0.0
+        guess, chosen = _guess(spreads, signs, start, end)
         parts.append(_count(guess, signs[start:end], chosen))
     return sum(parts[1:], parts[0])
 
