@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from earmark.schemes.base import Scheme
 
 SCHEMES: dict[str, str] = {
+    "deepwater": "earmark.schemes.deepwater:DeepWater",
     "mtlsign": "earmark.schemes.mtlsign:MtlSign",
 }
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -62,7 +62,7 @@ class FilesHost(Host):
         self.metadata: dict[str, str] = {}
         self._entries = self._open()
         self._hashes: dict[str, bytes] = {}
-        self._stored = packed.layouts(self._entries, self._raw)
+        self._stored = packed.layouts(self._entries, self.raw)
 
     def __repr__(self) -> str:
         return f"FilesHost('{self.path}', {len(self._entries)} tensors)"
@@ -104,9 +104,9 @@ class FilesHost(Host):
                 hint="Read it in pieces:  host.chunks(name).",
             )
         if isinstance(layout, packed.Plain):
-            values = tensorfile.decode(self._raw(layout.entry), layout.entry.dtype)
+            values = tensorfile.decode(self.raw(layout.entry), layout.entry.dtype)
             return values.reshape(layout.shape)
-        return layout.read(self._raw)
+        return layout.read(self.raw)
 
     def chunks(self, name: str, *, entries: int = CHUNK // 4) -> Iterator[NDArray[np.float32]]:
         """Yield one tensor's entries in order, as float32 pieces of at most `entries`.
@@ -183,14 +183,14 @@ class FilesHost(Host):
 
     def _layout(self, name: str) -> packed.Layout:
         if name not in self._stored:
-            near = difflib.get_close_matches(name, self._stored, n=3, cutoff=0.3)
             raise CarrierError(
                 f"Carrier '{name}' is none of the {len(self._stored)} tensors in '{self.path}'.",
-                hint=f"Nearest names: {', '.join(near)}." if near else "",
+                hint=nearest(name, self._stored),
             )
         return self._stored[name]
 
-    def _raw(self, entry: Entry) -> NDArray[np.uint8]:
+    def raw(self, entry: Entry) -> NDArray[np.uint8]:
+        """Return the bytes of one stored tensor."""
         buffer = np.empty(entry.size, np.uint8)
         at = 0
         for piece in self._pieces(entry, CHUNK):
@@ -335,6 +335,12 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint that lists the names nearest to one, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.3)
+    return f"Nearest names: {', '.join(near)}." if near else ""
+
+
 def combined_digest(tensors: Mapping[str, tuple[str, Sequence[int], bytes]]) -> str:
     """Return the digest of a set of tensors from the digests of each.
 
@@ -468,7 +474,7 @@ def _exact(host: FilesHost, name: str) -> Tensor:
     entry = host.entries().get(name)
     exact = ("F64", "I64", "I32", "I16", "I8", "U8", "BOOL")
     if entry is not None and entry.dtype in exact and host.tensor_shape(name) == entry.shape:
-        raw = host._raw(entry)  # noqa: SLF001 - the same module's own reader
+        raw = host.raw(entry)
         kind: torch.dtype = getattr(torch, tensorfile.FRAMEWORK[entry.dtype])
         if not len(raw):
             return torch.empty(entry.shape, dtype=kind)

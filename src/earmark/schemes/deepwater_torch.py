@@ -1,0 +1,116 @@
+"""Deep Water while a torch module is being trained: the decoupled update of its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from earmark.errors import CarrierError, KeyLayoutError
+from earmark.schemes.base import Mark
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from earmark.schemes.cells import Cells
+
+
+class _Carrier:
+    """One tensor of the model with its cells."""
+
+    def __init__(self, parameter: Tensor, cells: Cells, bits: NDArray[np.int8]) -> None:
+        self.parameter = parameter
+        self.cells = cells
+        self.wide = math.sqrt(cells.layer.weights)
+        signs = torch.from_numpy(cells.pattern() * bits[:, None])
+        self.signs = signs.to(parameter.device, torch.float32)
+        self.stride: tuple[int, ...] = ()
+        self.index = torch.empty(0)
+
+    def push(self, margin: float, rate: float) -> None:
+        """Move every cell's score towards the margin by `rate` of what is missing."""
+        flat = self._flat()
+        held = flat[self.index].float().view(self.signs.shape)
+        spread, mean = torch.std_mean(held)
+        z = ((held - mean) * self.signs).sum(1) / (spread * self.wide)
+        step = (margin - z).clamp_(min=0.0) * (rate * spread / self.wide)
+        flat.index_add_(0, self.index, (self.signs * step[:, None]).view(-1).to(flat.dtype))
+
+    def _flat(self) -> Tensor:
+        """View the tensor's storage as one row; `index` follows its memory order."""
+        data = self.parameter.data
+        if data.stride() != self.stride:
+            self.stride = data.stride()
+            entries = self.cells.layer.entries
+            place = torch.arange(entries, device=data.device)
+            if not data.is_contiguous():
+                offsets = torch.zeros(entries, dtype=torch.int64, device=data.device)
+                rest = place
+                for size, step in zip(reversed(data.shape), reversed(self.stride), strict=True):
+                    offsets += rest % size * step
+                    rest = rest // size
+                place = offsets
+            positions = torch.from_numpy(self.cells.positions().reshape(-1)).to(data.device)
+            self.index = place[positions]
+        return data.as_strided((data.numel(),), (1,))
+
+
+class DeepWaterMark(Mark):
+    """The mark while it is being embedded: its loss is 0, its work is done after each step.
+
+    Args:
+        model: The model to mark.
+        prepared: Cells and signs of each tensor.
+        margin: Score that each bit is pushed to.
+        rate: Part of the way that one step goes.
+
+    Raises:
+        CarrierError: The model lacks a tensor.
+        KeyLayoutError: A tensor has another shape.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prepared: Sequence[tuple[Cells, NDArray[np.int8]]],
+        *,
+        margin: float,
+        rate: float,
+    ) -> None:
+        self.margin, self.rate = margin, rate
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.carriers = []
+        for cells, bits in prepared:
+            name, shape = cells.layer.name, cells.layer.shape
+            if name not in parameters:
+                raise CarrierError(f"The model lacks the key's tensor '{name}' {shape}.")
+            parameter = parameters[name]
+            if tuple(parameter.shape) != shape:
+                raise KeyLayoutError(
+                    f"Tensor '{name}' has shape {tuple(parameter.shape)}; the key was made for "
+                    f"{shape}.",
+                    hint="Make a key for this model.",
+                )
+            self.carriers.append(_Carrier(parameter, cells, bits))
+        self._zero = torch.zeros(())
+
+    def loss(self) -> Tensor:
+        """Return 0: the update does not pass through the optimizer."""
+        return self._zero
+
+    @torch.no_grad()
+    def after_step(self, lr: float) -> None:  # noqa: ARG002 - the rate does not depend on it
+        """Move every bit a part of the way to its margin."""
+        for carrier in self.carriers:
+            carrier.push(self.margin, self.rate)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Bring every bit to its margin."""
+        for carrier in self.carriers:
+            for _ in range(3):
+                carrier.push(self.margin, 1.0)
