@@ -29,7 +29,7 @@ from earmark.keys import sealing
 from earmark.keys.secret import Key
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.port import beacon, verify_receipt
-from earmark.records import Commitment, Opening, Receipt, Record, Release, now
+from earmark.records import Claim, Commitment, Evidence, Opening, Receipt, Record, Release, now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,6 +206,29 @@ class Vault:
         )
         self._keep(made, overwrite=True)
         return made
+
+    def claim(self, registration: Registration, evidence: Evidence) -> tuple[Claim, Receipt]:
+        """Record a claim in the ledger: this suspect, this evidence, these shards.
+
+        Args:
+            registration: The key's registration.
+            evidence: What was counted on the suspect, with the nonce that split the trials.
+
+        Raises:
+            UsageError: The evidence names no nonce, so anyone could have chosen its split.
+        """
+        if evidence.nonce is None:
+            raise UsageError("Evidence without a nonce cannot be claimed on.")
+        record = Claim(
+            claimant=self.owner,
+            opening=registration.opening,
+            suspect=evidence.suspect,
+            nonce=evidence.nonce,
+            shards=evidence.shards,
+            evidence=evidence.digest(),
+            created=now(),
+        )
+        return record, self.ledger.append(record.canonical())
 
     def registrations(self) -> Iterator[Registration]:
         """Yield what was registered, oldest first."""

@@ -1,1 +1,1 @@
-"""cli."""
+"""The command line: one module per command, one error boundary in `main`."""

@@ -1,0 +1,28 @@
+# Two commands do all their own set-up:  make demo   and   make test
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test slow lint setup clean
+
+demo: $(STAMP)
+	$(BIN)/earmark demo
+
+test: $(STAMP)
+	scripts/test
+
+slow: $(STAMP)
+	scripts/test-slow
+
+lint: $(STAMP)
+	scripts/lint
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml scripts/setup
+	PYTHON=$(PYTHON) VENV=$(VENV) scripts/setup
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,116 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from earmark import files
+from earmark.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ENV_PASSPHRASE = "EARMARK_PASSPHRASE"  # noqa: S105 - the name of a variable
+
+
+def json_option(function: F) -> F:
+    """Add ``--json``."""
+    text = "Print exactly one JSON document, failures included."
+    return click.option("--json", "as_json", is_flag=True, help=text)(function)
+
+
+def quiet_option(function: F) -> F:
+    """Add ``--quiet``."""
+    return click.option("--quiet", is_flag=True, help="No progress, no notes.")(function)
+
+
+def vault_option(function: F) -> F:
+    """Add ``--vault``."""
+    return click.option(
+        "--vault",
+        "vault_path",
+        type=click.Path(path_type=Path),
+        default=Path("vault"),
+        show_default=True,
+        envvar="EARMARK_VAULT",
+        help="Folder with your keys and your ledger.",
+    )(function)
+
+
+def passphrase_option(function: F) -> F:
+    """Add ``--passphrase-file``."""
+    return click.option(
+        "--passphrase-file",
+        type=click.Path(path_type=Path),
+        help=f"File with the passphrase; else ${ENV_PASSPHRASE}, else you are asked.",
+    )(function)
+
+
+def task_option(*, required: bool) -> Callable[[F], F]:
+    """Add ``--task``."""
+    return click.option(
+        "--task",
+        "task_path",
+        type=click.Path(path_type=Path),
+        required=required,
+        help="Your task file: model(), loss(), batches(), evaluate().",
+    )
+
+
+def settings_option(function: F) -> F:
+    """Add ``--set name=value``."""
+    return click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A setting of the scheme or attack; may be repeated.",
+    )(function)
+
+
+def passphrase(path: Path | None, *, new: bool = False) -> str:
+    """Return the passphrase from a file, the environment or the terminal.
+
+    Raises:
+        UsageError: There is none and nobody to ask.
+        FileError: The file cannot be read.
+    """
+    if path is not None:
+        return files.read_bytes(path, limit=1 << 16).decode("utf-8", "replace").strip()
+    if ENV_PASSPHRASE in os.environ:
+        return os.environ[ENV_PASSPHRASE]
+    if not click.get_text_stream("stdin").isatty():
+        raise UsageError(
+            "No passphrase was given.",
+            expected=f"${ENV_PASSPHRASE} or --passphrase-file when nobody can be asked.",
+        )
+    text: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=new, err=True)
+    return text
+
+
+def parse_settings(items: tuple[str, ...]) -> Mapping[str, Any]:  # Any: plain values
+    """Turn ``name=value`` items into settings; values are read as JSON where they are JSON.
+
+    Raises:
+        UsageError: An item without an equals sign.
+
+    Example:
+        >>> parse_settings(("epochs=3", "taps=fc"))
+        {'epochs': 3, 'taps': 'fc'}
+    """
+    import json
+
+    made: dict[str, Any] = {}  # Any: plain values
+    for item in items:
+        name, sign, value = item.partition("=")
+        if not sign or not name:
+            raise UsageError(f"Setting '{item}' is not of the form NAME=VALUE.")
+        try:
+            made[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            made[name.replace("-", "_")] = value
+    return made

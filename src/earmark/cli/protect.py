@@ -1,0 +1,154 @@
+"""`earmark protect`: commit, bind, embed, self-check, write, register."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from earmark import files, policy, registry
+from earmark.cli import options
+from earmark.cli.output import Bars, emit, line
+from earmark.codec import Json
+from earmark.errors import UsageError
+from earmark.vault import Registration, Vault
+
+if TYPE_CHECKING:
+    from earmark.keys.secret import Key
+    from earmark.schemes.base import Scheme
+    from earmark.task import Task
+
+
+@click.command(
+    "protect",
+    epilog="Example:  earmark protect task.py -o release.safetensors --owner 'Acme Research'",
+)
+@click.argument("task_path", metavar="TASK", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The release.")
+@click.option("--scheme", "scheme_name", default="mtlsign", show_default=True)
+@options.settings_option
+@click.option(
+    "--from",
+    "start",
+    type=click.Path(path_type=Path),
+    help="Fine-tune these weights (safetensors) instead of training from scratch.",
+)
+@click.option(
+    "--distill",
+    "teacher",
+    type=click.Path(path_type=Path),
+    help="Distil from these weights (safetensors) while embedding.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the task's own.")
+@click.option("--seed", type=int, help="Seed of the training; drawn and shown if not given.")
+@click.option("--owner", default="", help="Your name, for a vault that is made now.")
+@options.vault_option
+@options.passphrase_option
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@options.quiet_option
+@options.json_option
+def command(
+    *,
+    task_path: Path,
+    output: Path,
+    scheme_name: str,
+    settings: tuple[str, ...],
+    start: Path | None,
+    teacher: Path | None,
+    epochs: int | None,
+    seed: int | None,
+    owner: str,
+    vault_path: Path,
+    passphrase_file: Path | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Train your model with a mark and register it before release.
+
+    TASK is a Python file of yours with model(), loss(model, batch), batches(split) and
+    evaluate(model). The commitment goes on the ledger before the training begins, and the digest
+    of the release after it.
+    """
+    from earmark.task import load_task
+
+    if output.exists() and not force:
+        raise UsageError(f"Output '{output}' exists already.", hint="Pass --force to replace it.")
+    with files.replacing(output, overwrite=True) as probe:  # fails now rather than after training
+        probe.unlink()
+        task = load_task(task_path)
+        scheme = registry.scheme(scheme_name, **options.parse_settings(settings))
+        vault = open_vault(vault_path, owner, passphrase_file)
+        word = options.passphrase(passphrase_file)
+        bars = Bars(quiet=quiet or as_json)
+        drawn = secrets.randbelow(1 << 31) if seed is None else seed
+        key, registration = commit(task, scheme, vault, word, note=output.name)
+        from earmark.hosts.files import save_release
+        from earmark.hosts.suspects import load_suspect
+        from earmark.schemes.embedding import embed
+        from earmark.training import Recipe
+
+        changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}  # Any: Recipe
+        trained = embed(
+            task,
+            scheme,
+            key,
+            seed=drawn,
+            model=load_suspect(task.model(), start) if start else None,
+            teacher=load_suspect(task.model(), teacher) if teacher else None,
+            recipe=Recipe.of(task.recipe, **changes),
+            events=bars,
+            label="train with the mark",
+        )
+        evidence = scheme.measure(task.host(trained.model), key)
+        verdict = policy.judge(evidence)
+        utility = task.evaluate(trained.model)
+        save_release(trained.model, probe)
+        registration = vault.release(registration, {output.name: files.file_digest(probe)})
+    lines = [
+        line("scheme", f"{scheme_name}  ({', '.join(key.layout.carrier)})"),
+        line("key", f"{registration.id}  (sealed in {vault.path / 'keys'}; back it up now)"),
+        line("utility", f"{utility:.2f}"),
+        line(
+            "self-check", f"{evidence.hits} of {evidence.trials} answers: {verdict.bits:.1f} bits"
+        ),
+        line(
+            "ledger",
+            f"#{registration.receipt.index} commitment, before training;  "
+            f"#{registration.release_receipts[-1].index} release",
+        ),
+        line("seed", str(drawn)),
+        f"{output} written.   Next: earmark verify {output} --task {task_path}",
+    ]
+    payload: dict[str, Json] = {
+        "key": registration.id,
+        "utility": utility,
+        "seed": drawn,
+        "evidence": evidence.to_json(),
+        "verdict": verdict.to_json(),
+        "release": str(output),
+    }
+    return emit("protect", lines, payload, as_json=as_json)
+
+
+def open_vault(path: Path, owner: str, passphrase_file: Path | None) -> Vault:
+    """Open a vault, or make one if there is none."""
+    if (path / "vault.json").exists():
+        return Vault.open(path)
+    word = options.passphrase(passphrase_file, new=True)
+    return Vault.create(path, name=owner or "owner", passphrase=word)
+
+
+def commit(
+    task: Task, scheme: Scheme, vault: Vault, word: str, *, note: str
+) -> tuple[Key, Registration]:
+    """Make a key for a task, register its commitment, and return it bound to the beacon."""
+    from earmark.schemes.embedding import candidates, fresh_model
+
+    inputs = None
+    if scheme.inputs_wanted():
+        inputs = candidates(task, most=scheme.inputs_wanted(), seed=secrets.randbelow(1 << 31))
+    key = scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
+    return vault.commit(key, word, note=note)

@@ -1,0 +1,87 @@
+"""`earmark report`: check a dossier and write its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from earmark import files
+from earmark.cli.options import json_option
+from earmark.cli.output import emit, line
+from earmark.codec import Json
+from earmark.policy import Policy, judge
+from earmark.records import Evidence, now
+from earmark.vault import Registration, Vault
+
+
+@click.command("report", epilog="Example:  earmark report dossier/ -o report.html")
+@click.argument("dossier", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the report here.")
+@click.option("--vkey", help="The ledger's public key, if you have it from elsewhere.")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@json_option
+def command(
+    *, dossier: Path, output: Path | None, vkey: str | None, force: bool, as_json: bool
+) -> int:
+    """Check a dossier offline, and write its report if you ask for it.
+
+    DOSSIER is a folder or a packed file. Every digest, record, signature and proof is checked, and
+    the verdict is judged again from the evidence. Exit code 4 if anything was changed.
+    """
+    from earmark.report.dossier import check_dossier, read_report
+
+    checks = check_dossier(dossier, vkey=vkey)
+    lines = [line(check.status, f"{check.name}  {check.detail}".rstrip()) for check in checks]
+    listed: list[Json] = [{"name": item.name, "status": item.status} for item in checks]
+    if output is not None:
+        files.write_bytes(output, read_report(dossier), overwrite=force)
+        lines.append(f"{output} written.")
+    return emit("report", lines, {"checks": listed}, as_json=as_json)
+
+
+def write_claim(
+    folder: Path,
+    vault: Vault,
+    registration: Registration,
+    evidence: Evidence,
+    policy: Policy,
+    suspect: str,
+) -> None:
+    """Record a claim in the ledger and write the dossier that proves it."""
+    from earmark.report.content import ReportContent, Subject
+    from earmark.report.dossier import DossierContent, write_dossier
+    from earmark.report.proof import ledger_proof
+
+    verdict = judge(evidence, policy)
+    claim, receipt = vault.claim(registration, evidence)
+    receipts = {"commitment": registration.receipt, "claim": receipt}
+    release = registration.releases[-1] if registration.releases else None
+    if release is not None:
+        receipts["release"] = registration.release_receipts[-1]
+    proof = ledger_proof(vault.ledger, receipts)
+    content = ReportContent(
+        model=registration.note or registration.id,
+        owner=vault.name,
+        created=now(),
+        policy=policy,
+        subjects=(Subject(suspect, evidence, verdict),),
+        commitment=registration.commitment,
+        release=release,
+        claim=claim,
+        proof=proof,
+    )
+    write_dossier(
+        folder,
+        DossierContent(
+            opening=registration.opening,
+            commitment=registration.commitment,
+            release=release,
+            claim=claim,
+            evidence=evidence,
+            verdict=verdict,
+            policy=policy,
+            proof=proof,
+            report=content,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""The whole journey on real data: protect, register, steal, verify, report."""

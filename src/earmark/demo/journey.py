@@ -1,0 +1,256 @@
+"""The demo's steps, as a library: what `earmark demo` runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from earmark import codec, files, policy, registry
+from earmark.attacks.base import Attack, Budget, Knowledge
+from earmark.demo import task as demo_task
+from earmark.errors import OutputError, RunError, UsageError
+from earmark.events import Events
+from earmark.hosts.files import save_release
+from earmark.hosts.suspects import load_suspect
+from earmark.keys.secret import Key
+from earmark.records import Claim, Evidence, Receipt, Tried, Verdict
+from earmark.schemes.embedding import candidates, embed, fresh_model
+from earmark.task import Task, load_task
+from earmark.training import Recipe, train
+from earmark.vault import Registration, Vault
+
+ATTACKS: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (  # Any: fields of attacks
+    ("fine-tuned", "finetune", {"epochs": 2, "lr": 0.05}, "all layers, 2 epochs, half the data"),
+    ("pruned", "prune", {"share": 0.65}, "65 % of the weights set to zero"),
+    ("int8", "quantize", {"bits": 8}, "weights rounded to 8 bits"),
+    ("disguised", "obfuscate", {}, "neurons permuted, rescaled, dummies added"),
+    ("overwritten", "overwrite", {"epochs": 2, "lr": 0.05}, "another key, same scheme"),
+    (
+        "chained",
+        "disguised-after-tuning",
+        {},
+        "fine-tuned, pruned 65 %, rounded to 8 bits, then disguised",
+    ),
+)
+"""Copy's name, attack, settings, and what was done in a few words."""
+
+_SEED = 7
+
+
+@dataclass
+class Model:
+    """One model of the journey.
+
+    Args:
+        name: File name without its ending.
+        kind: "release", "stolen" or "innocent".
+        done: What was done to it.
+        path: Where it lies.
+        utility: Test accuracy in percent.
+        evidence: What was counted on it, once it was.
+        verdict: What follows.
+    """
+
+    name: str
+    kind: str
+    done: str
+    path: Path
+    utility: float
+    evidence: Evidence | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass
+class Journey:
+    """What the demo leaves behind.
+
+    Args:
+        folder: Where everything lies.
+        task: The task.
+        twin: Accuracy of the unmarked twin.
+        models: Release, stolen copies and innocents.
+        claim: The claim on the first stolen copy.
+    """
+
+    folder: Path
+    task: Task
+    vault: Vault
+    registration: Registration
+    twin: float = 0.0
+    models: list[Model] = field(default_factory=list)
+    claim: tuple[Claim, Receipt] | None = None
+
+
+def run(folder: Path, events: Events, *, force: bool = False) -> Journey:
+    """Run the journey.
+
+    Args:
+        folder: Where everything is written; made here.
+        events: Who hears of the progress.
+        force: Replace a folder that an earlier demo left.
+
+    Raises:
+        UsageError: The folder exists.
+        OutputError: It cannot be written.
+    """
+    _prepare(folder, force=force)
+    task = load_task(folder / "task.py")
+    word = secrets.token_urlsafe(12)
+    files.write_bytes(folder / "passphrase.txt", word.encode() + b"\n", mode=0o600)
+    vault = Vault.create(folder / "vault", name="Demo owner", passphrase=word)
+    scheme = registry.scheme("mtlsign")
+    inputs = candidates(task, most=scheme.inputs_wanted(), seed=secrets.randbelow(1 << 31))
+    new = scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
+    key, registration = vault.commit(new, word, note="release.safetensors")
+    events.note(f"ledger #{registration.receipt.index}: commitment, before any training")
+    journey = Journey(folder, task, vault, registration)
+    workers = max(1, (os.cpu_count() or 1) - 1)
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_alone)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        _work(journey, key, pool, events)
+        _verify(journey, key, events)
+    finally:
+        torch.set_num_threads(threads)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((pool._processes or {}).values()):  # noqa: SLF001 - no public way
+            process.terminate()
+        vault.close()
+    return journey
+
+
+def _prepare(folder: Path, *, force: bool) -> None:
+    if folder.exists():
+        if not (folder / "task.py").exists() or not force:
+            raise UsageError(
+                f"Folder '{folder}' exists already.",
+                hint="Pass --force to replace an earlier demo, or --out for another folder.",
+            )
+        shutil.rmtree(folder)
+    try:
+        (folder / "models").mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(f"Folder '{folder}' cannot be made: {error.strerror}.") from error
+    source = Path(demo_task.__file__).read_text()
+    files.write_bytes(folder / "task.py", source.encode())
+
+
+def _alone() -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events) -> None:
+    """Train the release here and the innocents in the pool; then steal."""
+    folder, task = journey.folder, journey.task
+    path = folder / "models" / "release.safetensors"
+    jobs: list[tuple[str, str, str, Future[float]]] = [
+        (name, "innocent", done, pool.submit(innocent, folder, name))
+        for name, done in INNOCENTS.items()
+    ]
+    scheme = registry.scheme("mtlsign")
+    trained = embed(task, scheme, key, seed=_SEED, events=events, label="train with the mark")
+    save_release(trained.model, path)
+    digests = {path.name: files.file_digest(path)}
+    journey.registration = journey.vault.release(journey.registration, digests)
+    index = journey.registration.release_receipts[-1].index
+    events.note(f"ledger #{index}: digest of the release, before it leaves the house")
+    utility = task.evaluate(trained.model)
+    journey.models.append(Model("release", "release", "trained with the mark", path, utility))
+    slow = {"finetune", "overwrite", "disguised-after-tuning"}
+    for name, attack, settings, done in ATTACKS:
+        if attack in slow and attack != "finetune":
+            future = pool.submit(steal, folder, name, attack, dict(settings))
+            jobs.append((name, "stolen", done, future))
+    here = [item for item in ATTACKS if item[1] not in slow or item[1] == "finetune"]
+    for name, attack, settings, done in events.track(here, label="steal it", total=len(here)):
+        utility = steal(folder, name, attack, dict(settings))
+        journey.models.append(Model(name, "stolen", done, _path(folder, name), utility))
+    for name, kind, done, future in events.track(jobs, label="innocents, more thefts"):
+        model = Model(name, kind, done, _path(folder, name), future.result())
+        journey.models.append(model)
+        if name == "twin":
+            journey.twin = model.utility
+    order = ["release", *(item[0] for item in ATTACKS), *INNOCENTS]
+    journey.models.sort(key=lambda model: order.index(model.name))
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / "models" / f"{name}.safetensors"
+
+
+INNOCENTS: dict[str, str] = {
+    "twin": "same seed and schedule, no mark",
+    "other-seed": "another seed, no mark",
+    "other-data": "another seed, other half of the data",
+}
+"""Models made without the key."""
+
+
+def innocent(folder: Path, name: str) -> float:
+    """Train and write one innocent model; return its utility."""
+    task = load_task(folder / "task.py")
+    seed = _SEED if name == "twin" else _SEED + 1
+    recipe = Recipe.of(task.recipe)
+    data = None
+    if name == "other-data":
+        data = lambda epoch: list(task.stream("train", epoch))[::2]  # noqa: E731
+    model = train(task, seed=seed, recipe=recipe, model=fresh_model(task, seed), data=data).model
+    save_release(model, _path(folder, name))
+    return task.evaluate(model)
+
+
+def steal(folder: Path, name: str, attack: str, settings: dict[str, Any]) -> float:  # Any: fields
+    """Attack the release, write the copy, and return its utility."""
+    task = load_task(folder / "task.py")
+    model = load_suspect(task.model(), _path(folder, "release"))
+    budget = Budget(task, data_fraction=0.5, knowledge=Knowledge.SCHEME)
+    for step in _steps(attack, settings):
+        model = step.run(model, budget, seed=1)
+    save_release(model, _path(folder, name))
+    return task.evaluate(model)
+
+
+def _steps(attack: str, settings: dict[str, Any]) -> list[Attack]:  # Any: fields of attacks
+    if attack != "disguised-after-tuning":
+        return [registry.attack(attack, **settings)]
+    return [
+        registry.attack("finetune", epochs=1, lr=0.05),
+        registry.attack("prune", share=0.65),
+        registry.attack("quantize", bits=8),
+        registry.attack("obfuscate"),
+    ]
+
+
+def _verify(journey: Journey, key: Key, events: Events) -> None:
+    """Measure every model, charge for all of them, claim the first stolen one."""
+    scheme = registry.scheme(key.layout.scheme)
+    suspects = sum(model.kind != "release" for model in journey.models)
+    root = journey.vault.ledger.head().root.hex()
+    for model in events.track(journey.models, label="verify every model"):
+        network = load_suspect(journey.task.model(), model.path)
+        host = journey.task.host(network)
+        nonce = codec.digest(f"earmark/nonce/1\n{host.digest()}\n{root}\n".encode())
+        found = scheme.measure(host, key, nonce=nonce)
+        tried = Tried(1, 1 if model.kind == "release" else suspects, found.tried.forms)
+        commitment = journey.registration.commitment.commitment
+        model.evidence = dataclasses.replace(found, tried=tried, commitment=commitment)
+        model.verdict = policy.judge(model.evidence)
+    stolen = next(model for model in journey.models if model.kind == "stolen")
+    if stolen.evidence is None:
+        raise RunError("The stolen copy was not measured.")
+    journey.claim = journey.vault.claim(journey.registration, stolen.evidence)
+    events.note(f"ledger #{journey.claim[1].index}: claim on '{stolen.name}'")
