@@ -8,7 +8,7 @@ from earmark.policy import Policy
 from earmark.report import parts
 from earmark.report.content import BatteryContent
 from earmark.report.markup import Markup, join, name, tag
-from earmark.report.numbers import THIN, number, rate_interval, signed
+from earmark.report.numbers import THIN, bits, fixed, number, rate_interval
 from earmark.report.plane import Dot, plane
 from earmark.report.rows import AttackRow, Spread, summarize
 
@@ -35,7 +35,11 @@ def render_battery(content: BatteryContent) -> str:
         parts.section("Every attack", attack_table(rows, content.utility_name), _how_to_read()),
         _limits(content),
         _made_with(content),
-        tag("p", f"Written by earmark {content.version} from {_runs(len(content.trials))}.", class_="foot"),
+        tag(
+            "p",
+            f"Written by earmark {content.version} from {_runs(len(content.trials))}.",
+            class_="foot",
+        ),
     )
 
 
@@ -51,54 +55,63 @@ def removal_sentences(rows: Sequence[AttackRow], policy: Policy) -> list[Markup]
     """
     attacks = [item for item in rows if not item.untouched]
     measured = [item for item in attacks if item.runs and item.bits is not None]
-    bits = f"{number(policy.bits)} bits"
+    asked = f"{number(policy.bits)} bits"
     if not measured:
-        return [join("No attack was measured, so nothing is known about which ones remove this mark.")]
+        return [
+            join("No attack was measured, so nothing is known about which ones remove this mark.")
+        ]
     removing = sorted((item for item in measured if item.removed), key=_price)
     if removing:
-        said = [_removes(item, bits) for item in removing[:4]]
+        said = [_removes(item, asked) for item in removing[:4]]
         if len(removing) > 4:
             said.append(join(f"{len(removing) - 4} more are in the table."))
         left = len(measured) - len(removing)
         if left:
-            said.append(
-                join(f"The other {_attacks(left)} left at least {bits} in every run.")
-            )
+            said.append(join(f"The other {_attacks(left)} left at least {asked} in every run."))
     else:
         closest = min(measured, key=lambda item: (item.bits or (0.0,))[0])
         runs = sum(item.runs for item in measured)
         low = (closest.bits or (0.0,))[0]
         said = [
             join(
-                f"None of the {_attacks(len(measured))} brought the mark below {bits} in any of "
+                f"None of the {_attacks(len(measured))} brought the mark below {asked} in any of "
                 f"{_runs(runs)}."
             ),
             join(
-                "The closest was ", name(closest.label), f", with {number(low)} bits left in its "
-                f"worst run{_cost(closest)}.",
+                "The closest was ",
+                name(closest.label),
+                f", with {bits(low)} bits left in its worst run{_cost(closest)}.",
             ),
         ]
     failed = sum(len(item.errors) for item in attacks)
     if failed:
-        said.append(join(f"{_runs(failed)} failed and {'says' if failed == 1 else 'say'} nothing "
-                         "either way; the table shows why."))
+        said.append(
+            join(
+                f"{_runs(failed)} failed and {'says' if failed == 1 else 'say'} nothing "
+                "either way; the table shows why."
+            )
+        )
     return said
 
 
-def _removes(item: AttackRow, bits: str) -> Markup:
-    often = "" if item.removed == item.runs else f" in {item.removed} of {_runs(item.runs)}"
-    runs = f" (all {_runs(item.runs)})" if item.removed == item.runs and item.runs > 1 else ""
-    alone = " (a single run)" if item.runs == 1 else ""
-    return join(
-        name(item.label), f" removes this mark, to below {bits}{often}{runs}{alone}{_cost(item)}."
-    )
+def _removes(item: AttackRow, asked: str) -> Markup:
+    if item.runs == 1:
+        often = "in its only run"
+    elif item.removed == item.runs:
+        often = f"in all {_runs(item.runs)}"
+    else:
+        often = f"in {item.removed} of {_runs(item.runs)}"
+    return join(name(item.label), f" removes this mark: below {asked} {often}{_cost(item)}.")
 
 
 def _cost(item: AttackRow) -> str:
+    """Say what the attacker paid, with the range over runs."""
     if item.lost is None:
         return ", at a cost that was not measured"
     low, median, high = item.lost
-    around = f" (range {signed(low)} to {signed(high)}, n = {item.runs})" if item.runs > 1 else ""
+    around = ""
+    if item.runs > 1 and low != high:
+        around = f" ({number(low)} to {number(high)})"
     if median <= 0:
         return f", at no cost in utility{around}"
     return f", at a cost of {number(median)} points of utility{around}"
@@ -121,9 +134,15 @@ def _facts(content: BatteryContent, rows: Sequence[AttackRow]) -> list[tuple[obj
     failed = sum(len(item.errors) for item in rows)
     stood = sum(item.runs > 0 and item.removed == 0 for item in attacks)
     return [
-        (f"{stood} of {_attacks(len(attacks))}", "left the mark standing in every run that finished"),
+        (
+            f"{stood} of {_attacks(len(attacks))}",
+            "left the mark standing in every run that finished",
+        ),
         (f"{_runs(len(content.trials))}", f"in all, {failed} of them failed"),
-        (f"{number(content.policy.bits)} bits", "of evidence count as standing, net of everything tried"),
+        (
+            f"{number(content.policy.bits)} bits",
+            "of evidence count as standing, net of everything tried",
+        ),
     ]
 
 
@@ -133,7 +152,9 @@ def _picture(content: BatteryContent, rows: Sequence[AttackRow]) -> Markup:
         if item.bits is None or item.utility is None:
             continue
         kind = "release" if item.untouched else "stolen" if not item.removed else "innocent"
-        ends = {} if item.runs == 1 else {"x_range": _ends(item.utility), "y_range": _ends(item.bits)}
+        ends = (
+            {} if item.runs == 1 else {"x_range": _ends(item.utility), "y_range": _ends(item.bits)}
+        )
         dots.append(Dot(item.utility[1], item.bits[1], item.label, place, kind, **ends))
     if not dots:
         return Markup("")
@@ -151,9 +172,10 @@ def _picture(content: BatteryContent, rows: Sequence[AttackRow]) -> Markup:
         )
 
     caption = (
-        "Each mark is an attack: the median over its runs, with whiskers from the lowest to the "
-        "highest. To the right the attacked model works better, higher up it carries more evidence. "
-        "An attacker wants to be bottom right. Bits are drawn on a scale that compresses upwards."
+        "Each mark is an attack: the median over its runs, with whiskers from the lowest to "
+        "the highest. To the right the attacked model works better, higher up it carries more "
+        "evidence. An attacker wants to be bottom right. Bits are drawn on a scale that "
+        "compresses upwards."
     )
     return parts.section(
         "Utility against evidence",
@@ -178,10 +200,10 @@ def attack_table(rows: Sequence[AttackRow], utility_name: str) -> Markup:
         head = join(f"{place} ", name(item.label), tag("small", f"n = {item.runs}"))
         if item.runs:
             cells = (
-                _spread_cell(item.utility, columns[1], "not measured", f"{THIN}%"),
-                _spread_cell(item.lost, columns[2], "not measured", ""),
-                parts.hits_cell(item.hits, item.trials, columns[3]),
-                _spread_cell(item.bits, columns[4], "none", ""),
+                _spread_cell(item.utility, columns[1], "not measured", 1, f"{THIN}%"),
+                _spread_cell(item.lost, columns[2], "not measured", 2),
+                _hits_cell(item, columns[3]),
+                _spread_cell(item.bits, columns[4], "none", None),
                 parts.td(
                     f"{item.shown} of {item.runs}",
                     columns[5],
@@ -193,19 +215,35 @@ def attack_table(rows: Sequence[AttackRow], utility_name: str) -> Markup:
     return parts.table(columns, made)
 
 
-def _spread_cell(value: Spread | None, label: str, otherwise: str, unit: str) -> Markup:
+def _hits_cell(item: AttackRow, label: str) -> Markup:
+    if item.runs == 1 or item.rate is None:
+        return parts.hits_cell(item.hits, item.trials, label)
+    low, _, high = item.rate
+    under = f"{fixed(low, 1)} to {fixed(high, 1)}{THIN}%"
+    return parts.td(f"{item.hits:,} / {item.trials:,}", label, under=under)
+
+
+def _spread_cell(
+    value: Spread | None, label: str, otherwise: str, places: int | None, unit: str = ""
+) -> Markup:
+    """Write a median with its range; without a number of decimals, the values are bits."""
     if value is None:
         return parts.td(otherwise, label)
-    low, median, high = value
-    under = f"{number(low)} to {number(high)}" if low != high else ""
-    return parts.td(f"{number(median)}{unit}", label, under=under)
+    low, median, high = (bits(item) if places is None else fixed(item, places) for item in value)
+    return parts.td(median + unit, label, under=f"{low} to {high}" if low != high else "")
 
 
 def _failure(item: AttackRow, place: int, error: str, columns: int) -> Markup:
     times = item.errors.count(error)
     return tag(
         "tr",
-        tag("th", f"{place} ", name(item.label), tag("small", f"failed, {_runs(times)}"), scope="row"),
+        tag(
+            "th",
+            f"{place} ",
+            name(item.label),
+            tag("small", f"failed, {_runs(times)}"),
+            scope="row",
+        ),
         tag("td", name(error, longest=400), colspan=columns - 1, class_="left"),
         class_="failed",
     )
@@ -214,16 +252,18 @@ def _failure(item: AttackRow, place: int, error: str, columns: int) -> Markup:
 def _how_to_read() -> Markup:
     return tag(
         "p",
-        "Utility, points lost and bits are medians over runs with the lowest and highest below; n is "
-        "the number of runs that finished. Hits are those of all runs together; below them, and "
-        "below the share of runs in which the mark stands, is the 95 % interval (Clopper-Pearson).",
+        "Utility, points lost and bits are medians over runs, with the lowest and highest below; "
+        "n is the number of runs that finished. Hits are those of all runs together, with the lowest "
+        "and highest rate of a run below. Below the share of runs in which the mark stands, and below "
+        "the hits of a single run, is the 95 % interval (Clopper-Pearson).",
+        class_="small",
     )
 
 
 def _limits(content: BatteryContent) -> Markup:
     said = [
         "It speaks of these attacks with these settings and budgets; an attacker may spend more.",
-        "A mark that stands after an attack proves nothing about attacks that nobody has thought of.",
+        "A mark that stands after an attack proves nothing about attacks that nobody tried.",
         "The runs were made by whoever publishes this page; the records let others repeat them.",
     ]
     extra = [name(item, longest=600) for item in content.notes]

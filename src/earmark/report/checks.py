@@ -18,7 +18,7 @@ from earmark.ledger.note import VerifierKey
 from earmark.ledger.port import beacon, from_hex, verify_receipt
 from earmark.policy import Policy, judge
 from earmark.records import Evidence, Record, Verdict
-from earmark.report import pack
+from earmark.report import archive
 from earmark.report.content import ReportContent
 from earmark.report.dossier import (
     SIGNATURE,
@@ -70,7 +70,7 @@ def check_dossier(path: str | Path, vkey: str | None = None) -> list[Check]:
         FileError: Missing or unreadable.
         DossierError: Anything does not fit; the message names the file.
     """
-    return check_files(pack.read(path), vkey=vkey)
+    return check_files(archive.read(path), vkey=vkey)
 
 
 def check_files(contents: Mapping[str, bytes], *, vkey: str | None = None) -> list[Check]:
@@ -135,7 +135,7 @@ def _signature(contents: Mapping[str, bytes], content: DossierContent) -> Check:
         claimant = Ed25519PublicKey.from_public_bytes(bytes.fromhex(content.claim.claimant))
         signature = bytes.fromhex(data.decode("ascii"))
         _require(signature.hex().encode() == data, SIGNATURE, "it is not lower-case hexadecimal")
-        claimant.verify(signature, SIGNED + contents[pack.MANIFEST])
+        claimant.verify(signature, SIGNED + contents[archive.MANIFEST])
     except (InvalidSignature, ValueError, UnicodeDecodeError) as error:
         raise _fail(SIGNATURE, "it is no signature of the claimant over the manifest") from error
     return _ok("signature", "The claimant signed the manifest.")
@@ -244,7 +244,9 @@ def _claim(content: DossierContent) -> Check:
     claim, evidence, file = content.claim, content.evidence, record_path("claim")
     _require(claim.claimant == content.commitment.owner, file, "the claimant is not the owner")
     _require(claim.opening == content.opening, file, "it opens another commitment")
-    _require(claim.evidence == evidence.digest(), record_path("evidence"), "the claim names another")
+    _require(
+        claim.evidence == evidence.digest(), record_path("evidence"), "the claim names another"
+    )
     _require(claim.suspect == evidence.suspect, file, "it names another suspect")
     same = evidence.nonce is None or claim.nonce == evidence.nonce
     _require(same, file, "it names another nonce than the evidence")
@@ -316,9 +318,10 @@ def _report_facts(report: ReportContent, content: DossierContent) -> None:
 def _statements(content: DossierContent) -> list[Check]:
     made = []
     if content.trials or (content.report is not None and content.report.robustness):
-        made.append(Check("trials", NOTE, "Robustness was measured by the owner; nothing proves it."))
+        made.append(
+            Check("trials", NOTE, "Robustness was measured by the owner; nothing proves it.")
+        )
     if content.attachments:
         made.append(Check("attachments", NOTE, f"{len(content.attachments)} were not looked into."))
     told = "To count again, measure the suspect itself; its digest is in the claim."
     return [*made, Check("suspect", NOTE, told)]
-

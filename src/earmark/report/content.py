@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from earmark import __version__
 from earmark.errors import UsageError
 from earmark.policy import Policy
 from earmark.records import Claim, Commitment, Evidence, Record, Release, Trial, Verdict
+from earmark.report.numbers import seconds_of
 from earmark.report.proof import LedgerProof
 
 KINDS: tuple[str, ...] = ("release", "stolen", "suspect", "innocent")
 """What a subject can be: our own release, a copy stolen from it, a suspect, a model of others."""
+MOST_UTILITY = 1e9
+MOST_SAMPLES = 1 << 32
+MOST_SUBJECTS = 512
+
+
+def _require_time(value: str | None) -> None:
+    try:
+        good = value is None or (seconds_of(value) > 0 and value.endswith("Z"))
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(f"{value!r} is no time.", expected="UTC like 2027-02-11T09:30:00Z.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +57,10 @@ class Subject(Record):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"'{self.kind}' is no kind of subject.", expected=f"One of {KINDS}.")
-        if self.tested is not None and self.tested < 1:
+        if self.tested is not None and not 1 <= self.tested <= MOST_SAMPLES:
             raise UsageError(f"Utility was measured on {self.tested} samples; at least 1.")
+        if self.utility is not None and not abs(self.utility) <= MOST_UTILITY:
+            raise UsageError(f"A utility of {self.utility} cannot be drawn.")
         if self.evidence.digest() not in self.verdict.evidence:
             raise UsageError(f"The verdict on '{self.name}' is about other evidence.")
 
@@ -62,6 +77,9 @@ class Event(Record):
     SCHEMA: ClassVar[str] = "earmark/report-event/1"
     when: str
     what: str
+
+    def __post_init__(self) -> None:
+        _require_time(self.when)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +131,13 @@ class ReportContent(Record):
     version: str = __version__
 
     def __post_init__(self) -> None:
-        if not 0 <= self.main < len(self.subjects):
+        _require_time(self.created)
+        _require_time(self.first_seen)
+        if not 0 <= self.main < len(self.subjects) <= MOST_SUBJECTS:
             raise UsageError(
                 f"The report has {len(self.subjects)} subjects and is to speak of number "
                 f"{self.main}.",
-                expected="At least one subject, and the index of one of them.",
+                expected=f"1 to {MOST_SUBJECTS} subjects, and the index of one of them.",
             )
         wanted = self.policy.digest()
         for subject in self.subjects:
@@ -145,19 +165,20 @@ class BatteryContent(Record):
         version: Version of earmark that made the content.
 
     Raises:
-        UsageError: No trials.
+        UsageError: No trials, or `created` is no time.
     """
 
     SCHEMA: ClassVar[str] = "earmark/battery/1"
     model: str
     trials: tuple[Trial, ...]
     created: str
-    policy: Policy = Policy()
+    policy: Policy = field(default_factory=Policy)
     utility_name: str = "test accuracy"
     notes: tuple[str, ...] = ()
     sample: bool = False
     version: str = __version__
 
     def __post_init__(self) -> None:
+        _require_time(self.created)
         if not self.trials:
             raise UsageError("A battery page needs trials.", expected="At least one record.")

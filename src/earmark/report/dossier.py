@@ -40,7 +40,7 @@ from earmark.records import (
     Trial,
     Verdict,
 )
-from earmark.report import pack
+from earmark.report import archive
 from earmark.report.content import ReportContent
 from earmark.report.page import render
 from earmark.report.proof import LedgerProof
@@ -191,17 +191,15 @@ def write_dossier(
 
     contents = sealed(content, signer=signer)
     checks = check_files(contents, vkey=content.proof.vkey)
-    pack.write(folder, contents, overwrite=overwrite)
+    archive.write(folder, contents, overwrite=overwrite)
     return checks
 
 
-def sealed(
-    content: DossierContent, *, signer: Ed25519PrivateKey | None = None
-) -> dict[str, bytes]:
+def sealed(content: DossierContent, *, signer: Ed25519PrivateKey | None = None) -> dict[str, bytes]:
     """Return every file of a dossier, manifest and signature included."""
     contents = content.files()
     manifest = Manifest.of(contents).canonical()
-    contents[pack.MANIFEST] = manifest
+    contents[archive.MANIFEST] = manifest
     if signer is not None:
         contents[SIGNATURE] = signer.sign(SIGNED + manifest).hex().encode()
     return contents
@@ -217,7 +215,7 @@ def read_dossier(path: str | Path) -> DossierContent:
         FileError: Missing or unreadable.
         DossierError: A file was changed, added, removed, or is no valid record.
     """
-    contents = pack.read(path)
+    contents = archive.read(path)
     require_manifest(contents)
     return content_of(contents)
 
@@ -228,20 +226,20 @@ def require_manifest(contents: Mapping[str, bytes]) -> Manifest:
     Raises:
         DossierError: A file was changed, added or removed; the message names it.
     """
-    if pack.MANIFEST not in contents:
+    if archive.MANIFEST not in contents:
         raise DossierError(
-            f"There is no '{pack.MANIFEST}'.", hint="Is this a dossier? Ask for it again."
+            f"There is no '{archive.MANIFEST}'.", hint="Is this a dossier? Ask for it again."
         )
-    manifest = _read(Manifest, contents, pack.MANIFEST)
+    manifest = _read(Manifest, contents, archive.MANIFEST)
     if Manifest(manifest.files, "").digest() != manifest.seal:
-        raise _changed(pack.MANIFEST, "its seal does not fit its content")
+        raise _changed(archive.MANIFEST, "its seal does not fit its content")
     for name, entry in manifest.files.items():
         if name not in contents:
             raise _changed(name, "it is missing")
         data = contents[name]
         if len(data) != entry.size or codec.digest(data) != entry.sha256:
             raise _changed(name, "it was changed")
-    known = {pack.MANIFEST, SIGNATURE, *manifest.files}
+    known = {archive.MANIFEST, SIGNATURE, *manifest.files}
     for name in contents:
         if name not in known:
             raise _changed(name, "it is not in the manifest")

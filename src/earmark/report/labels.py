@@ -96,6 +96,7 @@ def place(
     height: float,
     frame: Box,
     taken: Sequence[Box] = (),
+    thin: Sequence[Box] = (),
     radius: float = 6.0,
 ) -> list[Placed | None]:
     """Find a place for the label of every point.
@@ -108,7 +109,8 @@ def place(
         widths: Widths of the labels.
         height: Height of a line.
         frame: Labels stay inside it.
-        taken: What must not be covered.
+        taken: What neither labels nor leader lines may cover.
+        thin: What labels may not cover but leader lines may cross.
         radius: Half the size of a marker.
 
     Returns:
@@ -120,8 +122,10 @@ def place(
     for i in order:
         settled = [(points[j], item) for j, item in enumerate(found) if item is not None]
         for candidate in _candidates(points[i], widths[i], height, radius):
-            if candidate.box.within(frame) and _free(
-                points[i], candidate, settled, [*markers, *taken], markers[i]
+            if (
+                candidate.box.within(frame)
+                and _free(points[i], candidate, settled, [*markers, *taken], markers[i])
+                and not any(candidate.box.overlaps(item) for item in thin)
             ):
                 found[i] = candidate
                 break
@@ -131,9 +135,7 @@ def place(
 def _crowd(points: Sequence[tuple[float, float]], i: int) -> float:
     """Tell how close the other points are, close ones counting most."""
     x, y = points[i]
-    return sum(
-        1.0 / (20.0 + math.hypot(x - a, y - b)) for j, (a, b) in enumerate(points) if j != i
-    )
+    return sum(1.0 / (20.0 + math.hypot(x - a, y - b)) for j, (a, b) in enumerate(points) if j != i)
 
 
 def _candidates(

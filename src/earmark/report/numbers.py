@@ -22,13 +22,46 @@ def number(value: float, *, digits: int = 3) -> str:
         >>> number(0.012345), number(91.163), number(1017.4), number(-0.5)
         ('0.0123', '91.2', '1,017', '−0.5')
     """
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return "unknown" if value else "0"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     written = f"{abs(value):,.{places}f}"
     if "." in written:
         written = written.rstrip("0").rstrip(".")
     return (MINUS if value < 0 and written != "0" else "") + written
+
+
+def fixed(value: float, places: int) -> str:
+    """Write a number with so many decimals, so that a column lines up.
+
+    Example:
+        >>> fixed(91.5, 2), fixed(-0.001, 2), fixed(1234.5, 0)
+        ('91.50', '0.00', '1,234')
+    """
+    if not math.isfinite(value):
+        return "unknown"
+    written = f"{abs(value):,.{places}f}"
+    return (MINUS if value < 0 and float(written.replace(",", "")) else "") + written
+
+
+def bits(value: float) -> str:
+    """Write bits of evidence: whole from 100 on, else to the tenth.
+
+    Example:
+        >>> bits(1017.4), bits(63.96), bits(0.426)
+        ('1,017', '64.0', '0.4')
+    """
+    return fixed(value, 0 if value >= 99.95 else 1)
+
+
+def log10_p(value: float) -> str:
+    """Write the common logarithm of a probability.
+
+    Example:
+        >>> log10_p(-12.64), log10_p(-0.0)
+        ('−12.6', '0')
+    """
+    return "0" if value == 0 else fixed(value, 1)
 
 
 def signed(value: float) -> str:
@@ -53,7 +86,8 @@ def rate(part: int, whole: int) -> str:
         return "none tried"
     if part in {0, whole}:
         return "all" if part else "none"
-    return percent(part / whole)
+    share = part / whole
+    return percent(share) if share > 0.9994 or share < 0.001 else f"{fixed(100 * share, 1)}{THIN}%"
 
 
 def percent(share: float) -> str:
@@ -75,17 +109,17 @@ def rate_interval(hits: int, trials: int) -> str:
 
     Example:
         >>> rate_interval(507, 512), rate_interval(512, 512), rate_interval(0, 0)
-        ('97.7 to 99.7\u202f%', '99.2\u202f% or more', 'unknown')
+        ('97.7 to 99.7\u202f%', '≥ 99.2\u202f%', 'unknown')
     """
     if trials == 0:
         return "unknown"
     low, high = stats.clopper_pearson(hits, trials)
     if hits == trials:
-        return f"{number(math.floor(low * 1000) / 10)}{THIN}% or more"
+        return f"≥ {math.floor(low * 1000) / 10:.1f}{THIN}%"
     if hits == 0:
-        return f"{number(math.ceil(high * 1000) / 10)}{THIN}% or less"
+        return f"≤ {math.ceil(high * 1000) / 10:.1f}{THIN}%"
     ends = (math.floor(low * 1000) / 10, min(99.9, math.ceil(high * 1000) / 10))
-    return f"{number(ends[0])} to {number(ends[1])}{THIN}%"
+    return f"{ends[0]:.1f} to {ends[1]:.1f}{THIN}%"
 
 
 def probability(value: float) -> str:

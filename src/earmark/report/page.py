@@ -18,14 +18,16 @@ from earmark.report.battery import attack_table, removal_sentences
 from earmark.report.content import ReportContent, Subject
 from earmark.report.markup import Markup, join, name, tag
 from earmark.report.numbers import (
-    MINUS,
+    THIN,
+    bits,
     chance,
+    fixed,
+    log10_p,
     number,
     percent,
     probability,
     rate,
     rate_interval,
-    signed,
 )
 from earmark.report.plane import Dot, plane
 from earmark.report.rows import summarize
@@ -78,7 +80,11 @@ def render(content: ReportContent) -> str:
         _robustness(content),
         _limits(content),
         _digests(content),
-        tag("p", f"Written by earmark {content.version} from the records named above.", class_="foot"),
+        tag(
+            "p",
+            f"Written by earmark {content.version} from the records named above.",
+            class_="foot",
+        ),
     )
 
 
@@ -104,26 +110,26 @@ def _verdict(content: ReportContent) -> Markup:
             f"{evidence.hits:,} of {evidence.trials:,} answers match the key that was committed",
             " beforehand" if content.commitment is not None else "",
             f". The policy asks for {number(verdict.threshold)} bits of evidence; there are "
-            f"{number(verdict.bits)}, which reaches the level “{verdict.level}”.",
+            f"{bits(verdict.bits)}, which reaches the level “{verdict.level}”.",
         )
     elif verdict.outcome is Outcome.NOT_SHOWN:
         sentence = join("The mark of ", owner, " is not shown in ", suspect, ".")
         more = join(
             f"{evidence.hits:,} of {evidence.trials:,} answers match, which is worth "
-            f"{number(verdict.bits)} bits of the {number(verdict.threshold)} asked for. The test "
+            f"{bits(verdict.bits)} bits of the {number(verdict.threshold)} asked for. The test "
             f"could have shown it: {kept[0].lower()}{kept[1:]}{probability(verdict.power)}."
         )
     else:
-        sentence = join("This test cannot tell whether ", suspect, " carries the mark of ", owner, ".")
+        sentence = join(
+            "This test cannot tell whether ", suspect, " carries the mark of ", owner, "."
+        )
         more = join(
             f"{evidence.trials:,} answers were counted, too few to decide. {kept}"
             f"{probability(verdict.power)} only."
         )
     sign = f"{parts.MARKS[verdict.outcome.value]} {verdict.outcome.value}"
     kind = "stamp shown" if verdict.outcome is Outcome.SHOWN else "stamp"
-    return join(
-        tag("p", sign, class_=kind), tag("h1", sentence), tag("p", more, class_="lead")
-    )
+    return join(tag("p", sign, class_=kind), tag("h1", sentence), tag("p", more, class_="lead"))
 
 
 def _the_number(content: ReportContent) -> Markup:
@@ -144,20 +150,20 @@ def _the_number(content: ReportContent) -> Markup:
     pairs: list[tuple[object, object]] = [
         (
             f"{evidence.hits:,} of {evidence.trials:,}",
-            f"answers match ({shown}; 95 % interval "
-            f"{rate_interval(evidence.hits, evidence.trials)}); chance gives "
-            f"{percent(float(evidence.chance))}",
+            f"answers match: {shown}, 95 % interval "
+            f"{rate_interval(evidence.hits, evidence.trials)}. By chance it is "
+            f"{percent(float(evidence.chance))}.",
         ),
         (
-            f"{number(verdict.bits)} bits",
-            f"of evidence net of everything tried, {number(verdict.bits_gross)} gross; "
-            f"{number(verdict.threshold)} asked for",
+            f"{bits(verdict.bits)} bits",
+            f"of evidence, net of everything tried; {bits(verdict.bits_gross)} gross, "
+            f"{number(verdict.threshold)} asked for.",
         ),
         (
             f"power {probability(verdict.power)}",
             "the probability that this test shows a copy that keeps "
             + (f"{percent(verdict.power_rate)} of" if verdict.power_rate < 1 else "all")
-            + " its answers",
+            + " its answers.",
         ),
     ]
     return parts.section(
@@ -165,16 +171,12 @@ def _the_number(content: ReportContent) -> Markup:
         tag(
             "div",
             tag("b", chance(verdict.bits)),
-            tag("span", f"log₁₀ p = {_log10(verdict.log10_p)}", class_="unit"),
+            tag("span", f"log₁₀ p = {log10_p(verdict.log10_p)}", class_="unit"),
             class_="number",
         ),
         tag("p", meaning),
         parts.facts(pairs),
     )
-
-
-def _log10(value: float) -> str:
-    return f"{abs(value):,.1f}" if value == 0 else f"{MINUS}{abs(value):,.1f}"
 
 
 def _compared(content: ReportContent) -> Markup:
@@ -220,7 +222,7 @@ def _null(content: ReportContent) -> Markup:
         f"of the suspect. So the count for any model made without the key is exactly binomial: "
         f"{evidence.trials:,} trials, each a hit with probability {odds.numerator}/"
         f"{odds.denominator}, whatever that model is. No other models had to be trained to know "
-        "this, nothing was fitted and no threshold was tuned."
+        "this, no threshold was tuned, and no answer that helped to fit a reader is counted."
     )
     inner: list[object] = [tag("p", told)]
     if evidence.score is not None:
@@ -281,12 +283,13 @@ def _picture(content: ReportContent) -> Markup:
     caption = (
         "Each mark is one model: to the right it works better, higher up it carries more evidence. "
         "A thief wants to be bottom right. Bits are drawn on a scale that compresses upwards. "
-        + ("Whiskers are 95 % intervals. " if any(dot.x_range for dot in dots) else "")
+        + _whiskers_said(content)
         + (f"An unmarked twin reaches {number(base)} %. " if base is not None else "")
-        + ("Numbers are those of the table. " if len(dots) > 1 else "")
     )
     kinds = [
-        (kind, words) for kind, words in _KIND_WORDS.items() if any(dot.kind == kind for dot in dots)
+        (kind, words)
+        for kind, words in _KIND_WORDS.items()
+        if any(dot.kind == kind for dot in dots)
     ]
     title = f"{content.utility_name} against net bits of evidence"
 
@@ -297,6 +300,14 @@ def _picture(content: ReportContent) -> Markup:
         "Utility against evidence",
         parts.figure(caption, draw(narrow=False), draw(narrow=True), parts.key(kinds)),
     )
+
+
+def _whiskers_said(content: ReportContent) -> str:
+    counts = sorted({item.tested for item in content.subjects if item.tested is not None})
+    if not counts:
+        return ""
+    said = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return f"Whiskers are 95 % intervals over n = {said} samples. "
 
 
 def _suspects(content: ReportContent) -> Markup:
@@ -320,13 +331,11 @@ def _suspects(content: ReportContent) -> Markup:
     return parts.section(
         "Every model under test",
         parts.table(columns, rows, left=(0, 6)),
-        tag("p", note, class_="lead" if False else None),
+        tag("p", note, class_="small"),
     )
 
 
-def _subject_row(
-    columns: tuple[str, ...], place: int, subject: Subject, *, main: bool
-) -> Markup:
+def _subject_row(columns: tuple[str, ...], place: int, subject: Subject, *, main: bool) -> Markup:
     verdict, evidence = subject.verdict, subject.evidence
     head = join(
         f"{place} ",
@@ -336,8 +345,8 @@ def _subject_row(
     cells = (
         utility_cell(subject.utility, subject.tested, columns[1]),
         parts.hits_cell(evidence.hits, evidence.trials, columns[2]),
-        parts.td(number(verdict.bits), columns[3], under=number(verdict.bits_gross)),
-        parts.td(chance(verdict.bits), columns[4], under=_log10(verdict.log10_p)),
+        parts.td(bits(verdict.bits), columns[3], under=bits(verdict.bits_gross)),
+        parts.td(chance(verdict.bits), columns[4], under=log10_p(verdict.log10_p)),
         parts.td(probability(verdict.power), columns[5]),
         parts.outcome_cell(verdict.outcome.value, columns[6]),
     )
@@ -349,9 +358,7 @@ def utility_cell(value: float | None, tested: int | None, label: str) -> Markup:
     if value is None:
         return parts.td("not measured", label)
     ends = parts.utility_range(value, tested)
-    return parts.td(
-        f"{number(value, digits=4)} %", label, under=parts.ends(*ends) if ends else ""
-    )
+    return parts.td(f"{fixed(value, 1)}{THIN}%", label, under=parts.ends(*ends) if ends else "")
 
 
 def _robustness(content: ReportContent) -> Markup:
@@ -362,7 +369,11 @@ def _robustness(content: ReportContent) -> Markup:
     return parts.section(
         "Robustness known beforehand",
         tag("p", "Measured by the owner on the owner's own model; the ledger does not prove it."),
-        tag("div", *(tag("p", item) for item in removal_sentences(rows, content.policy)), class_="callout"),
+        tag(
+            "div",
+            *(tag("p", item) for item in removal_sentences(rows, content.policy)),
+            class_="callout",
+        ),
         attack_table(rows, content.utility_name),
     )
 
@@ -370,9 +381,7 @@ def _robustness(content: ReportContent) -> Markup:
 def _limits(content: ReportContent) -> Markup:
     verdict = content.subject.verdict
     extra = [name(item, longest=600) for item in content.notes]
-    return parts.section(
-        "What this does not say", parts.bullets([*verdict.limits, *extra])
-    )
+    return parts.section("What this does not say", parts.bullets([*verdict.limits, *extra]))
 
 
 def _digests(content: ReportContent) -> Markup:
@@ -401,8 +410,11 @@ def _digests(content: ReportContent) -> Markup:
         code = tag(
             "div",
             parts.qr(content.proof.checkpoint),
-            tag("p", "The ledger's signed head. Keep it: a ledger that is changed later no longer "
-                "continues it."),
+            tag(
+                "p",
+                "The ledger's signed head. Keep it: a ledger that is changed later no longer "
+                "continues it.",
+            ),
             class_="qrbox",
         )
     body = tag("div", parts.listing(rows), code, class_="digests") if code else parts.listing(rows)
@@ -422,6 +434,3 @@ def _ledger_rows(content: ReportContent) -> list[tuple[str, object]]:
         *rows,
         ("Ledger's head", join(f"{head.size:,} entries, root ", parts.digest(head.root.hex()))),
     ]
-
-
-__all__ = ["render", "signed", "write_page"]

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 from earmark.report.markup import Markup, join, tag
-from earmark.report.numbers import day, number, percent, probability, rate_interval
+from earmark.report.numbers import day, fixed, percent, probability, rate_interval
 from earmark.report.plane import marker
 from earmark.report.style import CSS
 
@@ -28,7 +28,11 @@ def page(title: str, *inner: object) -> str:
     )
     body = tag("body", tag("main", *inner))
     return str(
-        join(Markup("<!doctype html>\n"), tag("html", tag("head", head), body, lang="en"), Markup("\n"))
+        join(
+            Markup("<!doctype html>\n"),
+            tag("html", tag("head", head), body, lang="en"),
+            Markup("\n"),
+        )
     )
 
 
@@ -43,7 +47,9 @@ def header(kind: str, model: str, created: str) -> Markup:
 
 def sample_note() -> Markup:
     """Write the warning of a page with invented content."""
-    return tag("p", tag("b", "Sample."), " Every name and number here is invented.", class_="sample")
+    return tag(
+        "p", tag("b", "Sample."), " Every name and number here is invented.", class_="sample"
+    )
 
 
 def section(title: str, *inner: object) -> Markup:
@@ -87,7 +93,11 @@ def key(kinds: Sequence[tuple[str, str]]) -> Markup:
     return tag(
         "ul",
         *(
-            tag("li", tag("svg", marker(kind, 10, 10), viewBox="0 0 20 20", aria_hidden="true"), said)
+            tag(
+                "li",
+                tag("svg", marker(kind, 10, 10), viewBox="0 0 20 20", aria_hidden="true"),
+                said,
+            )
             for kind, said in kinds
         ),
         class_="key",
@@ -148,8 +158,8 @@ def utility_range(value: float, tested: int | None) -> tuple[float, float] | Non
 
 
 def ends(low: float, high: float) -> str:
-    """Write a range."""
-    return f"{number(low)} to {number(high)}"
+    """Write a range of utilities."""
+    return f"{fixed(low, 1)} to {fixed(high, 1)}"
 
 
 def qr(text: str) -> Markup:
@@ -159,4 +169,6 @@ def qr(text: str) -> Markup:
     made = segno.make(text, error="m", micro=False)
     out = io.BytesIO()
     made.save(out, kind="svg", xmldecl=False, svgns=False, nl=False, border=0, omitsize=True)
-    return tag("div", Markup(out.getvalue().decode()), class_="qr", role="img", aria_label="QR code")
+    return tag(
+        "div", Markup(out.getvalue().decode()), class_="qr", role="img", aria_label="QR code"
+    )

@@ -14,6 +14,7 @@ from earmark.report.numbers import number
 _FONT = 13.0
 _LINE = 16.0
 _MOST_NAMES = 16
+_MOST_DOTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def plane(
         title: What the picture shows, for those who cannot see it.
         narrow: Draw it for a phone.
     """
-    width, height = (340.0, 430.0) if narrow else (760.0, 440.0)
+    width, height = (340.0, 460.0) if narrow else (840.0, 480.0)
     frame = _frame(dots, Box(46.0, 30.0, width - 10.0, height - 46.0))
     lines, taken = _thresholds(frame, asked)
     labels = _labels(dots, frame, taken, 18 if narrow else 30)
@@ -88,7 +89,7 @@ def plane(
         lines,
         *(_whiskers(dot, frame) for dot in dots),
         labels,
-        *(_marker(dot, frame) for dot in dots),
+        *(_marker(dot, frame) for dot in sorted(dots, key=lambda dot: dot.kind == "release")),
         viewBox=f"0 0 {width:g} {height:g}",
         role="img",
         class_="plane",
@@ -101,7 +102,7 @@ def _frame(dots: Sequence[Dot], box: Box) -> _Frame:
     low, high = min(xs), max(xs)
     room = max(1.0, 0.12 * (high - low))
     ends = (max(min(0.0, low), low - room), high + room)
-    return _Frame(box, ends, 1.15 * max(128.0, *ys))
+    return _Frame(box, ends, 1.7 * max(128.0, *ys))
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -132,7 +133,7 @@ def _axes(frame: _Frame, x_name: str) -> Markup:
         parts.append(tag("line", x1=x, y1=box.bottom, x2=x, y2=box.bottom + 5, class_="axis"))
         parts.append(tag("text", number(value), x=x, y=box.bottom + 19, class_="tick middle"))
     values = [0.0, *(bits for _, bits in LEVELS)]
-    while values[-1] <= 128 and 256 <= frame.y_end:
+    while values[-1] <= 128 and frame.y_end >= 256:
         values.append(256.0)
     while 2 * values[-1] <= frame.y_end and values[-1] >= 256:
         values.append(2 * values[-1])
@@ -176,15 +177,30 @@ def _labels(dots: Sequence[Dot], frame: _Frame, taken: Sequence[Box], longest: i
     names = [shorten(dot.label, longest) for dot in dots]
     space = Box(frame.box.left + 2, frame.box.top - 12, frame.box.right, frame.box.bottom - 1)
 
-    def attempt(texts: Sequence[str]) -> list[Placed | None]:
-        widths = [text_width(item, _FONT) for item in texts]
-        return place(points, widths, height=_LINE, frame=space, taken=taken)
+    thin = [box for dot in dots for box in _whisker_boxes(dot, frame)]
 
-    texts, placed = names, attempt(names) if len(dots) <= _MOST_NAMES else []
-    if not placed or None in placed:
-        texts = [str(dot.number) for dot in dots]
-        placed = attempt(texts)
+    def attempt(texts: Sequence[str], avoid: Sequence[Box]) -> list[Placed | None]:
+        widths = [text_width(item, _FONT) for item in texts]
+        return place(points, widths, height=_LINE, frame=space, taken=taken, thin=avoid)
+
+    box = frame.box
+    rules = [
+        Box(box.left, frame.y(bits) - 1, box.right, frame.y(bits) + 1)
+        for bits in (0.0, *(bits for _, bits in LEVELS))
+    ]
+    numbers = [str(dot.number) for dot in dots]
+    attempts = [(numbers, [*thin, *rules]), (numbers, thin), (numbers, [])]
+    if len(dots) <= _MOST_NAMES:
+        attempts = [(names, [*thin, *rules]), (names, thin), (names, []), *attempts]
+    texts, placed = numbers, []
+    for texts, avoid in attempts:
+        placed = attempt(texts, avoid)
+        if None not in placed:
+            break
     parts = []
+    if texts is numbers:
+        words = "numbers are those of the table"
+        parts.append(tag("text", words, x=box.right, y=14, class_="tick end"))
     for point, item, written, dot in zip(points, placed, texts, dots, strict=True):
         if item is None:
             continue
@@ -199,6 +215,17 @@ def _labels(dots: Sequence[Dot], frame: _Frame, taken: Sequence[Box], longest: i
             x, end = (item.box.left + item.box.right) / 2, " middle"
         parts.append(tag("text", written, x=x, y=item.box.bottom - 4, class_=kind + end))
     return join(*parts)
+
+
+def _whisker_boxes(dot: Dot, frame: _Frame) -> list[Box]:
+    """Return what the whiskers of a point cover."""
+    x, y = frame.x(dot.x), frame.y(dot.y)
+    boxes = []
+    if dot.x_range is not None:
+        boxes.append(Box(frame.x(dot.x_range[0]), y - 1, frame.x(dot.x_range[1]), y + 1))
+    if dot.y_range is not None:
+        boxes.append(Box(x - 1, frame.y(dot.y_range[1]), x + 1, frame.y(dot.y_range[0])))
+    return boxes
 
 
 def _whiskers(dot: Dot, frame: _Frame) -> Markup:
@@ -223,7 +250,7 @@ def marker(kind: str, x: float, y: float) -> Markup:
 
 
 def _release(x: float, y: float) -> Markup:
-    return tag("rect", x=x - 5, y=y - 5, width=10, height=10, class_="dot ink")
+    return tag("rect", x=x - 7, y=y - 7, width=14, height=14, class_="dot frame")
 
 
 def _stolen(x: float, y: float) -> Markup:

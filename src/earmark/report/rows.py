@@ -26,6 +26,7 @@ class AttackRow:
         shown: Runs in which the mark still reached the policy's bits.
         hits: Hits of all runs together.
         trials: Trials of all runs together.
+        rate: Lowest, median and highest rate of hits of a run, in percent, or null.
         bits: Lowest, median and highest net bits, or null if no run gave evidence.
         utility: The same of the utility after the attack, or null.
         lost: The same of the utility lost, or null.
@@ -38,6 +39,7 @@ class AttackRow:
     shown: int
     hits: int
     trials: int
+    rate: Spread | None
     bits: Spread | None
     utility: Spread | None
     lost: Spread | None
@@ -77,6 +79,7 @@ def _row(key: tuple[str, ...], group: Sequence[Trial], policy: Policy) -> Attack
         if trial.utility is not None and trial.utility_before is not None
     ]
     evidence = [trial.evidence for trial in measured if trial.evidence is not None]
+    rates = [100 * item.hits / item.trials for item in evidence if item.trials]
     return AttackRow(
         label=" · ".join((label, *key[1:])),
         runs=len(measured),
@@ -84,6 +87,7 @@ def _row(key: tuple[str, ...], group: Sequence[Trial], policy: Policy) -> Attack
         shown=sum(value >= policy.bits for value in bits),
         hits=sum(item.hits for item in evidence),
         trials=sum(item.trials for item in evidence),
+        rate=spread(rates) if rates else None,
         bits=spread(bits) if bits else None,
         utility=spread(utility) if utility else None,
         lost=spread(lost) if lost else None,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from earmark import stats
 from earmark.policy import Policy
 from earmark.records import Evidence
 from earmark.report.labels import text_width
-from earmark.report.markup import Markup, join, tag
+from earmark.report.markup import Markup, tag
 from earmark.report.numbers import number
 
 _POINTS = 120
@@ -35,7 +36,7 @@ def strip(evidence: Evidence, needed: int | None, *, narrow: bool = False) -> Ma
         needed: The least count that would have been shown, or null to leave the line out.
         narrow: Draw it for a phone.
     """
-    width, left, base = (340.0 if narrow else 760.0), 8.0, 128.0
+    width, left, base = (340.0 if narrow else 840.0), 8.0, 128.0
     span = width - 2 * left
     trials, chance = evidence.trials, float(evidence.chance)
 
@@ -83,9 +84,8 @@ def _note(words: str, x: float, y: float, kind: str, width: float) -> Markup:
     return tag("text", words, x=x, y=y, class_=f"{kind} middle")
 
 
-def _bell(trials: int, chance: float, x: object, base: float) -> str:
+def _bell(trials: int, chance: float, x: Callable[[float], float], base: float) -> str:
     """Return the outline of the binomial law, its peak scaled to the picture."""
-    assert callable(x)
     spread = math.sqrt(trials * chance * (1 - chance))
     low = max(0.0, trials * chance - 4.5 * spread)
     high = min(float(trials), trials * chance + 4.5 * spread)
@@ -95,7 +95,7 @@ def _bell(trials: int, chance: float, x: object, base: float) -> str:
         count = low + (high - low) * i / _POINTS
         height = 62.0 * min(1.0, math.exp(_log_law(count, trials, chance) - peak))
         path.append(f"L{x(count):.1f} {base - height:.1f}")
-    return join(" ".join([*path, f"L{x(high):.1f} {base:g}Z"]))
+    return " ".join([*path, f"L{x(high):.1f} {base:g}Z"])
 
 
 def _log_law(count: float, trials: int, chance: float) -> float:

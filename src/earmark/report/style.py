@@ -14,7 +14,7 @@ CSS = """
 html{-webkit-text-size-adjust:none;text-size-adjust:none}
 body{margin:0;background:var(--paper);color:var(--ink);font:17px/1.55 var(--serif);
 overflow-wrap:break-word}
-main{max-width:50rem;margin:0 auto;padding:2.25rem 1.25rem 4rem}
+main{max-width:55rem;margin:0 auto;padding:2.25rem 1.25rem 4rem}
 header p,footer,figcaption,table,dt,.unit,.sample,.key,.facts,.foot{font-family:var(--sans)}
 header{display:flex;flex-wrap:wrap;justify-content:space-between;gap:.25rem 1.5rem;
 border-bottom:1px solid var(--line);padding-bottom:.7rem;font-size:.85rem;color:var(--quiet)}
@@ -25,15 +25,18 @@ letter-spacing:-.012em;text-wrap:balance}
 h2{font-size:1.28rem;line-height:1.3;font-weight:600;margin:3rem 0 .7rem;padding-top:.9rem;
 border-top:1px solid var(--line)}
 p{margin:.5rem 0;max-width:42rem}
+header+h1{margin-top:2.2rem}
 .stamp{display:inline-flex;align-items:center;gap:.5rem;margin:2.2rem 0 0;
 font:600 .82rem/1 var(--sans);letter-spacing:.07em;text-transform:uppercase;
 border:1.5px solid var(--ink);border-radius:3px;padding:.5rem .7rem}
 .stamp.shown{border-color:var(--accent);background:var(--accent);color:var(--paper)}
 .lead{font-size:1.06rem}
+p.small{font:.84rem/1.5 var(--sans);color:var(--quiet);max-width:44rem}
 .sample{margin:0 0 1.4rem;padding:.55rem .8rem;border:1px dashed var(--ink);font-size:.88rem;
 max-width:none}
 .number{display:flex;flex-wrap:wrap;align-items:baseline;gap:.15rem 1.6rem;margin:.2rem 0 .5rem}
-.number b{font-size:clamp(2.1rem,7.6vw,3.7rem);line-height:1.1;font-weight:600;color:var(--accent);
+.number b{font-family:var(--sans);font-size:clamp(1.75rem,6.4vw,3.2rem);line-height:1.1;
+font-weight:600;color:var(--accent);
 letter-spacing:-.02em;font-variant-numeric:lining-nums;white-space:nowrap}
 .number .unit{font-size:1.05rem;color:var(--quiet);white-space:nowrap}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:1px;padding:0;
@@ -64,10 +67,11 @@ svg line.asked{stroke:var(--accent);stroke-width:1.5;stroke-dasharray:7 4}
 svg text.asked{fill:var(--accent);font-weight:600}
 svg .seen{stroke:var(--ink);stroke-width:1.5}
 svg .stem,svg .leader{stroke:var(--quiet);stroke-width:.9}
-svg .whisker{stroke:var(--ink);stroke-width:1.25;opacity:.65}
+svg .whisker{stroke:var(--quiet);stroke-width:1;opacity:.7}
 svg .bell{fill:var(--line);stroke:var(--quiet);stroke-width:1}
 svg .dot{stroke:var(--paper);stroke-width:1.25}
 svg .dot.ink{fill:var(--ink)}
+svg .dot.frame{fill:none;stroke:var(--ink);stroke-width:1.75}
 svg .dot.accent{fill:var(--accent)}
 svg .dot.hollow{fill:var(--paper);stroke:var(--ink);stroke-width:1.75}
 svg .dot.ring{fill:none;stroke:var(--accent);stroke-width:1.75}
@@ -78,12 +82,14 @@ margin:.4rem 0 0;padding:0;list-style:none}
 table{border-collapse:collapse;font-size:.84rem;line-height:1.4;margin:1rem 0;
 font-variant-numeric:tabular-nums;width:100%}
 th,td{text-align:right;vertical-align:top;padding:.5rem .55rem;border-bottom:1px solid var(--line)}
-thead th{font-weight:600;color:var(--quiet);vertical-align:bottom;border-bottom:1px solid var(--ink);
-line-height:1.25}
+thead th{font-weight:600;color:var(--quiet);vertical-align:bottom;
+border-bottom:1px solid var(--ink);line-height:1.25}
 tbody th{font-weight:600;text-align:left;max-width:15rem}
 th:first-child,td:first-child{padding-left:0}
 th:last-child,td:last-child{padding-right:0}
+td{white-space:nowrap}
 td.left,th.left{text-align:left}
+td.left{white-space:normal}
 td.verdict{white-space:nowrap;font-weight:600;text-align:left}
 td small,th small{display:block;color:var(--quiet);font-weight:400;font-size:.9em}
 tr.main th,tr.main td{background:var(--soft)}
@@ -95,7 +101,7 @@ ul.plain li{margin:.35rem 0}
 .callout{border-left:3px solid var(--accent);padding:.1rem 0 .1rem 1rem;margin:1.1rem 0}
 .digests{display:grid;grid-template-columns:1fr 12.5rem;gap:1.5rem;align-items:start}
 .digests dl{margin-top:0}
-.qr{background:#fff;padding:10px;border:1px solid var(--line)}
+.qr{background:#fff;padding:14px;border:1px solid var(--line)}
 .qrbox{font:.78rem/1.45 var(--sans);color:var(--quiet)}
 .qr .qrline{stroke:#000}
 .foot{font-size:.8rem;color:var(--quiet);border-top:1px solid var(--line);margin-top:3rem;
@@ -118,6 +124,7 @@ tbody th{border:0;padding:.15rem 0;font-size:1rem}
 tr.main{background:var(--soft);padding:.6rem .7rem;margin:0 -.7rem}
 tr.main th,tr.main td{background:none}
 tr.main th:first-child{padding-left:0}
+tr.main td:last-child{padding-right:0}
 td,td.verdict{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.15rem 0;
 text-align:right;white-space:normal}
 td::before{content:attr(data-label);color:var(--quiet);font-weight:400;text-align:left;flex:none}

@@ -89,7 +89,7 @@ def _svg(found: tuple[Moment, ...], width: float, height: float, *parts: Markup)
 
 def _level(found: tuple[Moment, ...]) -> Markup:
     """Draw from left to right, to scale: labels that reach right above the line, others below."""
-    width, left, row = 760.0, 12.0, 42.0
+    width, left, row = 840.0, 12.0, 42.0
     times = [seconds_of(item.when) for item in found]
     span = max(times[-1] - times[0], 1.0)
     labels = [

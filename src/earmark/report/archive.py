@@ -24,7 +24,9 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_FILES = 2000
 MANIFEST = "manifest.json"
 
-_PATH = re.compile(r"(?:[a-z0-9][a-z0-9_-]*(?:\.[a-z0-9_-]+)*/){0,3}[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*")
+_PATH = re.compile(
+    r"(?:[a-z0-9][a-z0-9_-]*(?:\.[a-z0-9_-]+)*/){0,3}[A-Za-z0-9][A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]+)*"
+)
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{kind}{i}" for kind in ("com", "lpt") for i in range(10))}
 )
@@ -211,10 +213,15 @@ def decode(data: bytes, *, where: str = "The packed dossier") -> dict[str, bytes
                 )
             names = [entry.filename.removeprefix(_TOP) for entry in entries]
             require_paths(names, where=where)
-            found = {
-                name: archive.read(entry) for name, entry in zip(names, entries, strict=True)
-            }
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+            found = {name: archive.read(entry) for name, entry in zip(names, entries, strict=True)}
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+    ) as error:
         raise DossierError(
             f"{where} is no packed dossier: {error}.", hint="Ask for the dossier again."
         ) from error
@@ -262,4 +269,3 @@ def unpack(path: str | Path, folder: str | Path, *, overwrite: bool = False) -> 
     """
     data = files.read_bytes(path, limit=2 * MAX_BYTES)
     write(folder, decode(data, where=f"'{path}'"), overwrite=overwrite)
-
