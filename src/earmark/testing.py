@@ -133,7 +133,7 @@ def tiny_task(
         order = torch.arange(len(inputs))
         if split == "train":
             order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
-        return [(inputs[part], labels[part]) for part in order.split(64)]
+        return [(inputs[part], labels[part]) for part in torch.split(order, 64)]
 
     def evaluate(net: nn.Module) -> float:
         with torch.no_grad():

@@ -117,10 +117,12 @@ def _blocks(module: Weighted, size: int) -> Tensor:
 def _set(module: nn.Module, name: str, value: Tensor) -> None:
     """Replace a parameter or buffer by another of maybe another shape."""
     old = getattr(module, name)
+    last = value.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last)
+    value = value.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     if isinstance(old, nn.Parameter):
-        setattr(module, name, nn.Parameter(value.contiguous(), requires_grad=old.requires_grad))
+        setattr(module, name, nn.Parameter(value, requires_grad=old.requires_grad))
     else:
-        setattr(module, name, value.contiguous())
+        setattr(module, name, value)
 
 
 def _gather_rows(module: nn.Module, index: Tensor) -> None:
