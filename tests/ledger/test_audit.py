@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import sqlite3
 
 import pytest
@@ -400,6 +399,6 @@ def test_a_ledger_with_a_page_of_zeros_or_of_another_file_is_found(compact, tmp_
                 content(path)
 
 
-def test_the_copy_that_is_compared_is_itself_intact(compact, grown):
+def test_the_copy_that_is_compared_says_the_same_in_fewer_bytes(compact, grown):
     assert content(compact) == content(grown[0])
-    assert shutil.which("sqlite3") is None or compact.stat().st_size < grown[0].stat().st_size
+    assert compact.stat().st_size < grown[0].stat().st_size

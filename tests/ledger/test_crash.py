@@ -15,7 +15,7 @@ import pytest
 from earmark.errors import EarmarkError
 from earmark.ledger.log import SqliteLedger, key_path
 
-from .conftest import ORIGIN, duplicate, entry
+from .conftest import duplicate, entry
 
 WORKER = Path(__file__).with_name("crash_worker.py")
 KILL, TEAR, FAIL_IO, FAIL_SPACE = 1, 2, 3, 4
@@ -269,7 +269,3 @@ def test_the_power_cut_simulation_notices_commits_that_do_not_wait_for_the_disk(
     shim, snapshot, tmp_path
 ):
     assert not all(states_after_power_cuts(shim, snapshot, tmp_path, "unsynced"))
-
-
-def test_the_ledger_that_crashes_are_tried_on_has_the_expected_name(grown):
-    assert SqliteLedger.open(grown[0], readonly=True).origin == ORIGIN

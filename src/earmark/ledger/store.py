@@ -124,7 +124,7 @@ def _require_sqlite(path: Path) -> None:
     except OSError as error:
         raise FileError(
             f"Ledger '{path}' cannot be read: {error.strerror}.",
-            hint="Check the path; a new ledger is made with 'earmark ledger create'.",
+            hint="Check the path; a ledger has to be created before it is opened.",
         ) from error
     if not start:
         raise FileError(f"Ledger '{path}' is empty: it was truncated, or never written.")
