@@ -29,6 +29,8 @@ LOCKS: dict[str, str] = {}
 
 ATTACKS: dict[str, str] = {
     "cast": "earmark.attacks.quantize:Cast",
+    "collapse": "earmark.attacks.features:Collapse",
+    "distill-features": "earmark.attacks.features:DistillFeatures",
     "dummies": "earmark.attacks.obfuscate:Dummies",
     "finetune": "earmark.attacks.finetune:FineTune",
     "flip-signs": "earmark.attacks.obfuscate:FlipSigns",
@@ -41,7 +43,9 @@ ATTACKS: dict[str, str] = {
     "quantize": "earmark.attacks.quantize:Quantize",
     "quantize-dynamic": "earmark.attacks.quantize:QuantizeDynamic",
     "refit": "earmark.attacks.finetune:Refit",
+    "reset-tail": "earmark.attacks.features:ResetTail",
     "scale": "earmark.attacks.obfuscate:Scale",
+    "scramble": "earmark.attacks.features:Scramble",
 }
 
 _KINDS: dict[str, dict[str, str]] = {"scheme": SCHEMES, "lock": LOCKS, "attack": ATTACKS}
