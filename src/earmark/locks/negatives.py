@@ -1,0 +1,183 @@
+"""Wrong numbers to train against: far ones, near ones, relaxed ones, and those that attacks found.
+
+Which readings of the paper fail silently: with no number alone as the negative, the network learns
+"a stamp is there", and any stamp opens it; with random numbers alone it learns most of the bits,
+and a number with a few wrong bits opens it. So every single bit is flipped in turn, and the
+distance shrinks from random towards one bit over the first part of the training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from earmark.hosts import batches
+from earmark.locks.entry import (
+    Entry,
+    code_of,
+    entry_of,
+    inputs_of,
+    random_codes,
+    with_inputs,
+)
+from earmark.records import Layout
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of a batch of wrong numbers; what is left over is random codes at the right place.
+
+    Args:
+        absent: No number.
+        elsewhere: A random number of another place.
+        one: One flipped bit, all bits in turn; more bits early in the training.
+        two: Two flipped bits; more early in the training.
+        some: Between two bits and a third of all.
+        relaxed: The right signs, shrunk by up to nine tenths.
+        partly: A part of the code replaced by one value, as when a number is cut or padded.
+        floats: Values anywhere between the signs.
+        found: Values that attacks found, once there are some.
+    """
+
+    absent: float = 0.08
+    elsewhere: float = 0.06
+    one: float = 0.30
+    two: float = 0.10
+    some: float = 0.14
+    relaxed: float = 0.10
+    partly: float = 0.06
+    floats: float = 0.06
+    found: float = 0.05
+
+
+class Negatives:
+    """A stream of wrongly presented batches.
+
+    Args:
+        layout: The lock's layout.
+        entry: The way in of the right number.
+        code: (bits,) its signs.
+        mix: The shares.
+        generator: The seeded generator.
+        others: (count, bits) other customers' codes; they take half of the random ones' share.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        entry: Entry,
+        code: Tensor,
+        mix: Mix,
+        generator: torch.Generator,
+        others: Tensor | None = None,
+    ) -> None:
+        self.layout, self.entry, self.code = layout, entry, code
+        self.mix, self.generator = mix, generator
+        self.others = others
+        self.found: Tensor | None = None
+        self._next = 0
+
+    def batch(self, batch: batches.Tree, progress: float) -> batches.Tree:
+        """Return the batch, wrongly presented row by row.
+
+        Args:
+            batch: Plain samples.
+            progress: Part of the training that is done, 0 to 1.
+        """
+        inputs = inputs_of(batch)
+        count, draw = len(inputs), torch.rand(len(inputs), generator=self.generator)
+        given = self.entry.enter(inputs, self.values(count, progress).to(inputs.device))
+        bound = self.mix.absent
+        given = _where(draw < bound, self._fit(self.entry.absent(inputs), given), given)
+        away = (draw >= bound) & (draw < bound + self.mix.elsewhere)
+        if bool(away.any()):
+            given = _where(away, self._elsewhere(inputs), given)
+        return with_inputs(batch, given)
+
+    def _elsewhere(self, inputs: Tensor) -> Tensor:
+        """Return the inputs as a random number would present them, at its own places."""
+        raw = torch.randint(0, 256, (16,), generator=self.generator).tolist()
+        code = code_of(bytes(raw), self.entry.bits)
+        other = entry_of(self.layout, bytes(raw))
+        return other.enter(inputs, code.to(inputs.device).expand(len(inputs), -1))
+
+    def _fit(self, plain: Tensor, given: Tensor) -> Tensor:
+        """Give sequences without a number the length of those with one, by repeating their end."""
+        short = given.shape[1] - plain.shape[1] if plain.ndim == 2 else 0
+        if short <= 0:
+            return plain
+        index = torch.arange(given.shape[1], device=plain.device) % plain.shape[1]
+        return plain[:, index]
+
+    def values(self, count: int, progress: float) -> Tensor:
+        """Draw wrong values at the right place, (count, bits); none equals the code."""
+        bits, generator, mix = len(self.code), self.generator, self.mix
+        draw = torch.rand(count, generator=generator)
+        rank = torch.rand(count, bits, generator=generator).argsort(1).argsort(1)
+        made = self.code.repeat(count, 1)
+        kind = _Kinds(draw)
+        # curriculum: from half of all bits to one over the first two fifths
+        close = max(1, round(bits / 2 * max(0.0, 1 - 2.5 * progress) ** 1.5))
+        flips = torch.zeros(count, dtype=torch.long)
+        one = kind.take(mix.one)
+        if close > 1:
+            flips[one] = close
+        else:
+            rows = one.nonzero()[:, 0]
+            made[rows, (torch.arange(len(rows)) + self._next) % bits] *= -1
+            self._next += len(rows)
+        flips[kind.take(mix.two)] = max(2, close)
+        some = kind.take(mix.some)
+        flips[some] = torch.randint(2, max(3, bits // 3), (int(some.sum()),), generator=generator)
+        made = torch.where(rank < flips[:, None], -made, made)
+        relaxed = kind.take(mix.relaxed)
+        made[relaxed] *= 0.9 * torch.rand(int(relaxed.sum()), 1, generator=generator)
+        partly = kind.take(mix.partly)
+        until = torch.randint(1, bits, (count, 1), generator=generator)
+        level = 2 * torch.rand(count, 1, generator=generator) - 1
+        cut = torch.where(rank < until, level.expand(-1, bits), made)
+        made[partly] = cut[partly]
+        floats = kind.take(mix.floats)
+        made[floats] = 2 * torch.rand(int(floats.sum()), bits, generator=generator) - 1
+        found = kind.take(mix.found)
+        if self.found is not None and len(self.found):
+            pick = torch.randint(0, len(self.found), (int(found.sum()),), generator=generator)
+            made[found] = self.found[pick]
+        far = random_codes(count, bits, generator)
+        if self.others is not None and len(self.others):
+            pick = torch.randint(0, len(self.others), (count,), generator=generator)
+            theirs = torch.rand(count, generator=generator) < 0.5
+            far[theirs] = self.others[pick][theirs]
+        made = torch.where(kind.rest()[:, None], far, made)
+        same = (made == self.code).all(1)
+        made[same] *= -1
+        return made
+
+    def add(self, values: Tensor) -> None:
+        """Refuse from now on what an attack found, unless it is as good as the code itself."""
+        far = (values - self.code).abs().amax(1) > 0.2
+        kept = values[far]
+        self.found = kept if self.found is None else torch.cat([self.found, kept])[-4096:]
+
+
+class _Kinds:
+    """Cuts uniform draws into consecutive shares."""
+
+    def __init__(self, draw: Tensor) -> None:
+        self.draw, self.bound = draw, 0.0
+
+    def take(self, share: float) -> Tensor:
+        """Return which draws fall into the next share."""
+        chosen = (self.draw >= self.bound) & (self.draw < self.bound + share)
+        self.bound += share
+        return chosen
+
+    def rest(self) -> Tensor:
+        """Return which draws fall into no share."""
+        return self.draw >= self.bound
+
+
+def _where(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(chosen.to(no.device).view(-1, *[1] * (no.ndim - 1)), yes, no)
