@@ -78,7 +78,10 @@ class Overwrite(Attack):
 
     def change(self, model: nn.Module, budget: Budget, *, seed: int) -> nn.Module:
         """Train the copy with the attacker's marks attached."""
-        scheme = registry.scheme(self.scheme, **self.settings_of_scheme)
+        own = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.settings_of_scheme.items()
+        }
+        scheme = registry.scheme(self.scheme, **own)
         task = budget.task
         settings = tuning.recipe(budget, epochs=self.epochs, lr=self.lr)
         made = []
