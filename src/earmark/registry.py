@@ -25,7 +25,9 @@ SCHEMES: dict[str, str] = {
     "mtlsign": "earmark.schemes.mtlsign:MtlSign",
 }
 
-LOCKS: dict[str, str] = {}
+LOCKS: dict[str, str] = {
+    "dsn": "earmark.locks.dsn:Dsn",
+}
 
 ATTACKS: dict[str, str] = {
     "cast": "earmark.attacks.quantize:Cast",
