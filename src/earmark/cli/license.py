@@ -1,0 +1,276 @@
+"""`earmark license`: issue, list, renew and revoke licenses of locked copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from earmark import files
+from earmark.cli import options
+from earmark.cli.output import emit, line, table
+from earmark.codec import Json
+from earmark.errors import CapacityError, UsageError
+from earmark.records import License, now
+from earmark.vault import Vault
+
+if TYPE_CHECKING:
+    from earmark.keys.secret import Key
+    from earmark.locks.license import Issuer, Revocation, Signed
+    from earmark.vault import Registration
+
+
+@click.group("license", epilog="Example:  earmark license list --vault vault")
+def command() -> None:
+    """Issue, list, renew and revoke licenses of locked copies."""
+
+
+@command.command(
+    "issue",
+    epilog="Example:  earmark license issue release.safetensors --customer acme -o acme.locked",
+)
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.option("--customer", required=True, help="Who gets the copy.")
+@click.option("--model", "model_name", default="", help="Name of the model; by default the file's.")
+@click.option("--days", type=click.IntRange(min=1), default=365, show_default=True)
+@click.option("--feature", "features", multiple=True, help="A granted feature; may be repeated.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "--fingerprint/--no-fingerprint",
+    default=True,
+    show_default=True,
+    help="Write the customer's codeword into the weights, so that a leak names him.",
+)
+@click.option("--force", is_flag=True, help="Replace existing output files.")
+@options.vault_option
+@options.passphrase_option
+@options.json_option
+def issue(
+    *,
+    weights: Path,
+    customer: str,
+    model_name: str,
+    days: int,
+    features: tuple[str, ...],
+    output: Path,
+    fingerprint: bool,
+    force: bool,
+    vault_path: Path,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Sign a license for a copy of WEIGHTS and encrypt the copy under its serial number.
+
+    Writes OUTPUT (the locked copy), OUTPUT.license, and OUTPUT.serial, which is secret: send it
+    another way than the copy.
+    """
+    from earmark.locks import license as licenses
+
+    vault, phrase = Vault.open(vault_path), options.passphrase(passphrase_file)
+    issuer = licenses.Issuer(vault.identity(phrase))
+    number = 1 + max((_record(held).serial for held in held_licenses(vault)), default=0)
+    copy, trace = files.read_bytes(weights, limit=1 << 34), None
+    if fingerprint:
+        key, registration = tracing_key(vault, phrase, weights)
+        copy = _fingerprinted(weights, key, copy_name(number, customer))
+        trace = registration.commitment.commitment
+    offer = issuer.offer(customer, model=model_name or weights.stem, number=number)
+    signed = issuer.issue(offer, copy, days=days, features=features, trace=trace)
+    locked = licenses.wrap_copy(copy, signed, offer)
+    files.write_bytes(output, locked, overwrite=force)
+    files.write_bytes(_beside(output, "license"), signed.encode(), overwrite=force)
+    text = offer.text.encode() + b"\n"
+    files.write_bytes(_beside(output, "serial"), text, overwrite=force, mode=0o600)
+    _keep(vault, signed)
+    receipt = vault.ledger.append(issuer.announce(signed).encode())
+    vault.close()
+    record = _record(signed)
+    lines = [
+        line("license", f"#{number} for '{customer}', until {record.not_after}"),
+        line("copy", f"{output}   encrypted; opens with the serial number only"),
+        line("serial number", f"{_beside(output, 'serial')}   secret; send it another way"),
+        line("fingerprint", "yes: a leak names the customer" if trace else "none"),
+        line("ledger", f"#{receipt.index}"),
+        line("issuer", f"{issuer.public}   your customers need it to unlock"),
+        line("says not", "that a customer cannot pass on what he has opened"),
+    ]
+    payload: dict[str, Json] = {"license": record.to_json(), "ledger": receipt.index}
+    return emit("license", lines, payload, as_json=as_json)
+
+
+@command.command("list", epilog="Example:  earmark license list --json")
+@options.vault_option
+@options.json_option
+def list_(*, vault_path: Path, as_json: bool) -> int:
+    """List the licenses of a vault, and what the ledger says of them."""
+    vault = Vault.open(vault_path)
+    void, rows = _void(vault), []
+    found: list[Json] = []
+    for held in held_licenses(vault):
+        record = _record(held)
+        state = _state(record, void)
+        rows.append([record.serial, record.customer, record.model, record.not_after, state])
+        found.append({"license": record.to_json(), "state": state})
+    vault.close()
+    lines = table(rows, head=["number", "customer", "model", "until", "state"])
+    payload: dict[str, Json] = {"licenses": found}
+    return emit("license", lines if rows else ["no licenses"], payload, as_json=as_json)
+
+
+@command.command("revoke", epilog="Example:  earmark license revoke 3 --reason 'unpaid'")
+@click.argument("number", type=click.IntRange(min=0))
+@click.option("--reason", required=True, help="One sentence; it stands on the ledger.")
+@options.vault_option
+@options.passphrase_option
+@options.json_option
+def revoke(
+    *, number: int, reason: str, vault_path: Path, passphrase_file: Path | None, as_json: bool
+) -> int:
+    """Declare a license and its renewals void, on the ledger.
+
+    A loader that is given the ledger refuses the license from now on. A copy that was opened
+    before stays open.
+    """
+    vault, held, issuer = _issuer_of(vault_path, number, passphrase_file)
+    receipt = vault.ledger.append(issuer.revoke(held, reason=reason).encode())
+    vault.close()
+    lines = [line("revoked", f"#{number}, ledger #{receipt.index}: {reason}")]
+    return emit("license", lines, {"revoked": number, "ledger": receipt.index}, as_json=as_json)
+
+
+@command.command("renew", epilog="Example:  earmark license renew 3 --days 365 -o acme.license")
+@click.argument("number", type=click.IntRange(min=0))
+@click.option("--days", type=click.IntRange(min=1), default=365, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@options.vault_option
+@options.passphrase_option
+@options.json_option
+def renew(
+    *,
+    number: int,
+    days: int,
+    output: Path,
+    vault_path: Path,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Extend a license; the locked copy and its serial number stay as they are."""
+    vault, held, issuer = _issuer_of(vault_path, number, passphrase_file)
+    if number in _void(vault):
+        raise UsageError(f"License {number} was revoked.", hint="Issue a new one.")
+    renewed = issuer.renew(held, days=days)
+    files.write_bytes(output, renewed.encode())
+    _keep(vault, renewed, overwrite=True)
+    receipt = vault.ledger.append(issuer.announce(renewed, renews=held).encode())
+    vault.close()
+    record = _record(renewed)
+    lines = [line("renewed", f"#{number} until {record.not_after}, ledger #{receipt.index}")]
+    payload: dict[str, Json] = {"license": record.to_json(), "ledger": receipt.index}
+    return emit("license", lines, payload, as_json=as_json)
+
+
+def held_licenses(vault: Vault) -> list[Signed]:
+    """Return a vault's licenses by number, each verified as the vault owner's own.
+
+    Raises:
+        IntegrityError: A license file was edited.
+    """
+    from earmark.locks import license as licenses
+
+    found = []
+    for path in sorted((vault.path / "licenses").glob("*.license")):
+        signed = licenses.read(str(path))
+        signed.verify(vault.owner)
+        found.append(signed)
+    return sorted(found, key=lambda item: _record(item).serial)
+
+
+def copy_name(number: int, customer: str) -> str:
+    """Return the name under which a copy's codeword is drawn."""
+    return f"{number}:{customer}"
+
+
+def tracing_key(vault: Vault, phrase: str, weights: Path | None) -> tuple[Key, Registration]:
+    """Return the vault's tracing key; make and register one for these weights if there is none.
+
+    Raises:
+        UsageError: There is none, and no weights to make one for.
+    """
+    found = [item for item in vault.registrations() if item.opening.layout.scheme == "tracing"]
+    if found:
+        return vault.key(found[-1].id, phrase), found[-1]
+    if weights is None:
+        raise UsageError(
+            "This vault has no tracing key: no copy was fingerprinted.",
+            hint="Issue copies with:  earmark license issue",
+        )
+    from earmark.hosts.files import FilesHost
+    from earmark.locks.tracing import Tracer
+
+    host, key = FilesHost(weights), None
+    for colluders in (3, 2, 1):
+        try:
+            key = Tracer(colluders=colluders).new_key(host)
+            break
+        except CapacityError:
+            if colluders == 1:
+                raise
+    assert key is not None
+    return vault.commit(key, phrase, note=f"tracing {weights.name}")
+
+
+def _fingerprinted(weights: Path, key: Key, name: str) -> bytes:
+    import tempfile
+
+    from earmark.hosts.files import FilesHost, write_tensors
+    from earmark.locks.tracing import Tracer
+
+    marked = Tracer().mark(FilesHost(weights), key, name)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "copy.safetensors"
+        write_tensors(place, {item: marked.tensor(item) for item in marked.tensor_names()})
+        return place.read_bytes()
+
+
+def _issuer_of(
+    vault_path: Path, number: int, passphrase_file: Path | None
+) -> tuple[Vault, Signed, Issuer]:
+    from earmark.locks import license as licenses
+
+    vault = Vault.open(vault_path)
+    for held in held_licenses(vault):
+        if _record(held).serial == number:
+            identity = vault.identity(options.passphrase(passphrase_file))
+            return vault, held, licenses.Issuer(identity)
+    known = ", ".join(str(_record(held).serial) for held in held_licenses(vault)) or "none"
+    raise UsageError(f"There is no license {number}.", expected=f"Licenses here: {known}.")
+
+
+def _void(vault: Vault) -> dict[int, Revocation]:
+    from earmark.locks import license as licenses
+
+    return licenses.revoked((data for _, data in vault.ledger.scan()), vault.owner)
+
+
+def _state(record: License, void: dict[int, Revocation]) -> str:
+    if record.serial in void:
+        return f"revoked: {void[record.serial].reason}"
+    return "expired" if record.not_after <= now() else "valid"
+
+
+def _record(signed: Signed) -> License:
+    if not isinstance(signed.record, License):
+        raise UsageError("This file holds no license but another signed record.")
+    return signed.record
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}.{suffix}")
+
+
+def _keep(vault: Vault, signed: Signed, *, overwrite: bool = False) -> None:
+    folder = vault.path / "licenses"
+    folder.mkdir(exist_ok=True)
+    name = f"{_record(signed).serial:06d}.license"
+    files.write_bytes(folder / name, signed.encode(), overwrite=overwrite)

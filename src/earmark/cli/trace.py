@@ -1,0 +1,82 @@
+"""`earmark trace`: name the customer whose copy leaked, or say that it cannot be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from earmark.cli import options
+from earmark.cli.license import copy_name, held_licenses, tracing_key
+from earmark.cli.output import EXIT, emit, line, table
+from earmark.codec import Json
+from earmark.errors import CarrierError, UsageError
+from earmark.records import License, Outcome
+from earmark.vault import Vault
+
+
+@click.command("trace", epilog="Example:  earmark trace leak.safetensors --vault vault")
+@click.argument("suspect", type=click.Path(path_type=Path))
+@click.option(
+    "--forms",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Forms of the suspect that you tried in all; each is charged.",
+)
+@options.vault_option
+@options.passphrase_option
+@options.json_option
+def command(
+    *, suspect: Path, forms: int, vault_path: Path, passphrase_file: Path | None, as_json: bool
+) -> int:
+    """Name the customers whose copies a SUSPECT was made from.
+
+    Reads the fingerprint in the weights; no data and no serial number are needed. An innocent
+    customer is named with a probability below one in a million, whatever the others did. Exit
+    codes: 0 somebody is named, 3 it cannot be told.
+    """
+    from earmark.hosts.files import FilesHost
+    from earmark.locks.tracing import NAMED_BITS, trace
+
+    vault = Vault.open(vault_path)
+    held = [item.record for item in held_licenses(vault) if isinstance(item.record, License)]
+    if not held:
+        raise UsageError("This vault has issued no licenses, so nobody can be named.")
+    key, _ = tracing_key(vault, options.passphrase(passphrase_file), None)
+    vault.close()
+    copies = {copy_name(record.serial, record.customer): record for record in held}
+    try:
+        found = trace(FilesHost(suspect), key, list(copies), forms=forms)
+    except CarrierError as error:
+        text = line("CANNOT TELL", error.what)
+        payload: dict[str, Json] = {"reason": error.what, "ranking": []}
+        outcome = Outcome.INCONCLUSIVE
+        return emit(
+            "trace", [text], payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome]
+        )
+    named = {item.name for item in found.named}
+    rows = [
+        [copies[item.name].customer, copies[item.name].serial, f"{item.bits:.1f}", mark]
+        for item in found.ranking[:10]
+        for mark in ("<- named" if item.name in named else "",)
+    ]
+    people = ", ".join(sorted({copies[name].customer for name in named}))
+    head = line("NAMED", people) if named else line("CANNOT TELL", "nobody's copy stands out")
+    lines = [
+        head,
+        *table(rows, head=["customer", "license", "bits", ""]),
+        line("asked for", f"{NAMED_BITS:g} bits net of {len(copies)} customers, {forms} forms"),
+        line("read", f"{found.read} of {found.length} bits of the code"),
+        *(line("note", note) for note in found.notes),
+        line("says not", "that anybody who is not named is innocent"),
+    ]
+    payload = {
+        "named": [*sorted(named)],
+        "ranking": [{"copy": item.name, "bits": item.bits} for item in found.ranking],
+        "threshold": NAMED_BITS,
+        "read": found.read,
+        "length": found.length,
+    }
+    outcome = found.outcome
+    return emit("trace", lines, payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome])

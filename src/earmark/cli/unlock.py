@@ -1,0 +1,109 @@
+"""`earmark unlock`: open a locked copy, or refuse loudly."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from earmark import files
+from earmark.cli.options import json_option
+from earmark.cli.output import emit, line
+from earmark.codec import Json
+from earmark.errors import UsageError
+
+ENV_SERIAL = "EARMARK_SERIAL"
+
+
+@click.command(
+    "unlock",
+    epilog="Example:  earmark unlock acme.locked --license acme.locked.license "
+    "--issuer 5d0e… --serial-file acme.locked.serial -o acme.safetensors",
+)
+@click.argument("locked", type=click.Path(path_type=Path))
+@click.option("--license", "license_path", type=click.Path(path_type=Path), required=True)
+@click.option("--issuer", required=True, help="The issuer's public key, as he gave it to you.")
+@click.option(
+    "--serial-file",
+    type=click.Path(path_type=Path),
+    help=f"File with the serial number; else ${ENV_SERIAL}, else you are asked.",
+)
+@click.option("--feature", help="Refuse a license that does not grant this feature.")
+@click.option(
+    "--ledger",
+    "ledger_path",
+    type=click.Path(path_type=Path),
+    help="A copy of the issuer's ledger, to refuse revoked licenses.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where the weights go.")
+@click.option("--check", "only_check", is_flag=True, help="Check everything, write nothing.")
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@json_option
+def command(
+    *,
+    locked: Path,
+    license_path: Path,
+    issuer: str,
+    serial_file: Path | None,
+    feature: str | None,
+    ledger_path: Path | None,
+    output: Path | None,
+    only_check: bool,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Open a LOCKED copy with its license and serial number.
+
+    Refuses an edited, expired or revoked license, one of another issuer or for another copy, and a
+    wrong or mistyped number. Nothing is written then.
+    """
+    from earmark.locks import license as licenses
+    from earmark.locks.serial import parse_serial
+
+    if (output is None) == (not only_check):
+        raise UsageError("Say where the weights go with -o, or pass --check.")
+    if len(issuer) != 64 or set(issuer) - set("0123456789abcdef"):
+        raise UsageError("--issuer is no public key.", expected="64 hexadecimal digits.")
+    signed = licenses.read(str(license_path))
+    void = frozenset[int]() if ledger_path is None else _void(ledger_path, issuer)
+    record = licenses.check(signed, issuer=issuer, void=void, feature=feature)
+    serial = parse_serial(_serial(serial_file))
+    data = files.read_bytes(locked, limit=1 << 34)
+    weights = licenses.unlock(data, signed, serial, issuer=issuer, void=void, feature=feature)
+    if output is not None:
+        files.write_bytes(output, weights, overwrite=force, mode=0o600)
+    lines = [
+        line("license", f"#{record.serial} for '{record.customer}', until {record.not_after}"),
+        line("revocation", "not revoked" if ledger_path else "not checked: pass --ledger"),
+        line("weights", f"{output} written" if output else "open; nothing written"),
+    ]
+    payload: dict[str, Json] = {
+        "license": record.to_json(),
+        "revocation_checked": ledger_path is not None,
+        "output": None if output is None else str(output),
+    }
+    return emit("unlock", lines, payload, as_json=as_json)
+
+
+def _void(path: Path, issuer: str) -> frozenset[int]:
+    from earmark.ledger.log import SqliteLedger
+    from earmark.locks.license import revoked
+
+    with SqliteLedger.open(path, readonly=True) as ledger:
+        ledger.check()
+        return frozenset(revoked((data for _, data in ledger.scan()), issuer))
+
+
+def _serial(path: Path | None) -> str:
+    if path is not None:
+        return files.read_bytes(path, limit=1 << 12).decode("utf-8", "replace").strip()
+    if ENV_SERIAL in os.environ:
+        return os.environ[ENV_SERIAL]
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "No serial number was given.",
+            expected=f"${ENV_SERIAL} or --serial-file when nobody can be asked.",
+        )
+    return str(click.prompt("Serial number", hide_input=True, err=True))
