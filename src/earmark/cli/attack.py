@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     epilog="Example:  earmark attack release.safetensors --task task.py --attack prune-global",
 )
 @click.argument("release", type=click.Path(path_type=Path))
-@options.task_option(required=True)
+@options.required_task_option
 @click.option("--attack", "attack_name", help="One attack; see earmark attacks.")
 @click.option(
     "--battery",

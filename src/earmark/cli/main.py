@@ -64,9 +64,10 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            if near:
-                error.message = f"No such command '{args[0]}'. Did you mean '{near[0]}'?"
-            raise
+            if not near:
+                raise
+            text = f"No such command '{args[0]}'. Did you mean '{near[0]}'?"
+            raise click.UsageError(text, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one line a command without importing any."""

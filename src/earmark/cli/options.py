@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,15 +51,19 @@ def passphrase_option(function: F) -> F:
     )(function)
 
 
-def task_option(*, required: bool) -> Callable[[F], F]:
+_TASK = "Your task file: model(), loss(), batches(), evaluate()."
+
+
+def task_option(function: F) -> F:
     """Add ``--task``."""
-    return click.option(
-        "--task",
-        "task_path",
-        type=click.Path(path_type=Path),
-        required=required,
-        help="Your task file: model(), loss(), batches(), evaluate().",
-    )
+    path = click.Path(path_type=Path)
+    return click.option("--task", "task_path", type=path, help=_TASK)(function)
+
+
+def required_task_option(function: F) -> F:
+    """Add ``--task``, which must be given."""
+    path = click.Path(path_type=Path)
+    return click.option("--task", "task_path", type=path, required=True, help=_TASK)(function)
 
 
 def settings_option(function: F) -> F:
@@ -83,7 +88,7 @@ def passphrase(path: Path | None, *, new: bool = False) -> str:
         return files.read_bytes(path, limit=1 << 16).decode("utf-8", "replace").strip()
     if ENV_PASSPHRASE in os.environ:
         return os.environ[ENV_PASSPHRASE]
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise UsageError(
             "No passphrase was given.",
             expected=f"${ENV_PASSPHRASE} or --passphrase-file when nobody can be asked.",

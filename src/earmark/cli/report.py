@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from earmark import files
 from earmark.cli.options import json_option
 from earmark.cli.output import emit, line
 from earmark.codec import Json
+from earmark.errors import UsageError
 from earmark.policy import Policy, judge
 from earmark.records import Evidence, now
 from earmark.vault import Registration, Vault
@@ -29,13 +29,18 @@ def command(
     DOSSIER is a folder or a packed file. Every digest, record, signature and proof is checked, and
     the verdict is judged again from the evidence. Exit code 4 if anything was changed.
     """
-    from earmark.report.dossier import check_dossier, read_report
+    from earmark.report.checks import check_dossier
+    from earmark.report.dossier import read_dossier
+    from earmark.report.page import render, write_page
 
     checks = check_dossier(dossier, vkey=vkey)
     lines = [line(check.status, f"{check.name}  {check.detail}".rstrip()) for check in checks]
     listed: list[Json] = [{"name": item.name, "status": item.status} for item in checks]
     if output is not None:
-        files.write_bytes(output, read_report(dossier), overwrite=force)
+        content = read_dossier(dossier).report
+        if content is None:
+            raise UsageError(f"Dossier '{dossier}' holds no report to write.")
+        write_page(output, render(content), overwrite=force)
         lines.append(f"{output} written.")
     return emit("report", lines, {"checks": listed}, as_json=as_json)
 
@@ -53,12 +58,19 @@ def write_claim(
     from earmark.report.dossier import DossierContent, write_dossier
     from earmark.report.proof import ledger_proof
 
+    if not registration.releases:
+        raise UsageError(
+            f"Nothing was released under key {registration.id} yet.",
+            hint="Record the release first:  earmark register FILE",
+        )
     verdict = judge(evidence, policy)
     claim, receipt = vault.claim(registration, evidence)
-    receipts = {"commitment": registration.receipt, "claim": receipt}
-    release = registration.releases[-1] if registration.releases else None
-    if release is not None:
-        receipts["release"] = registration.release_receipts[-1]
+    release = registration.releases[-1]
+    receipts = {
+        "commitment": registration.receipt,
+        "release": registration.release_receipts[-1],
+        "claim": receipt,
+    }
     proof = ledger_proof(vault.ledger, receipts)
     content = ReportContent(
         model=registration.note or registration.id,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     epilog="Example:  earmark verify suspect.safetensors --task task.py --key 3f0a",
 )
 @click.argument("suspect")
-@options.task_option(required=False)
+@options.task_option
 @click.option("--key", "key_name", default="", help="Beginning of the key's id, if there are many.")
 @click.option(
     "--level",

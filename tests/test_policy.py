@@ -1,0 +1,98 @@
+"""The judge: monotone, charged for every try, honest about power."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from earmark import policy
+from earmark.errors import UsageError
+from earmark.policy import Policy, judge
+from earmark.records import Evidence, Outcome, Tried
+
+
+def made(hits: int, trials: int, **more: object) -> Evidence:
+    return Evidence.of("demo", hits=hits, trials=trials, **more)
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "outcome", "level"),
+    [
+        (64, 64, Outcome.SHOWN, "claim"),
+        (128, 128, Outcome.SHOWN, "contested claim"),
+        (63, 64, Outcome.INCONCLUSIVE, "trace"),
+        (256, 512, Outcome.NOT_SHOWN, "none"),
+        (0, 0, Outcome.INCONCLUSIVE, "none"),
+        (20, 20, Outcome.INCONCLUSIVE, "trace"),
+        (0, 4096, Outcome.NOT_SHOWN, "none"),
+    ],
+)
+def test_outcomes(hits, trials, outcome, level) -> None:
+    verdict = judge(made(hits, trials))
+    assert verdict.outcome is outcome
+    assert verdict.level == level
+
+
+def test_published_table_of_least_matches() -> None:
+    """The hits that 64 bits need, of section 4.2's table: 113 of 128, 200 of 256, 358 of 512."""
+    for trials, least in ((64, 64), (128, 113), (256, 200), (512, 358), (1024, 657)):
+        assert judge(made(least, trials)).outcome is Outcome.SHOWN
+        assert judge(made(least - 1, trials)).outcome is not Outcome.SHOWN
+
+
+def test_every_try_is_charged() -> None:
+    once = judge(made(128, 128))
+    often = judge(made(128, 128, tried=Tried(4, 8, 2)))
+    assert once.bits - often.bits == 6
+    assert once.bits_gross == often.bits_gross
+    assert judge([made(128, 128)] * 4).bits == once.bits - 2
+    assert judge(made(128, 128), Policy(tried_keys=16)).bits == once.bits - 4
+
+
+def test_power_is_stated_for_the_raised_threshold() -> None:
+    alone = judge(made(90, 160))
+    crowded = judge(made(90, 160, tried=Tried(suspects=1 << 20)))
+    assert alone.power > crowded.power
+    assert judge(made(80, 160), Policy(power_rate=Fraction(99, 100))).power > alone.power
+
+
+def test_a_soft_reading_counts_and_its_choice_is_charged() -> None:
+    weights = tuple([8] * 64 + [1] * 192)
+    hard = made(64 + 96, 256)
+    soft = dataclasses.replace(hard, weights=weights, score=sum(weights[:64]))
+    assert policy.log2_p(soft) < policy.log2_p(hard)
+    useless = dataclasses.replace(hard, weights=weights, score=0)
+    assert policy.log2_p(useless) == min(0.0, policy.log2_p(hard) + 1)
+
+
+@given(st.integers(1, 300), st.data())
+def test_more_hits_are_never_less_evidence(trials, data) -> None:
+    hits = data.draw(st.integers(0, trials - 1))
+    assert judge(made(hits + 1, trials)).bits >= judge(made(hits, trials)).bits
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 1000))
+def test_a_verdict_is_in_range(hits, more, suspects) -> None:
+    verdict = judge(made(hits, hits + more, tried=Tried(suspects=suspects)))
+    assert 0 <= verdict.bits <= verdict.bits_gross
+    assert verdict.log10_p <= 0
+    assert (verdict.outcome is Outcome.SHOWN) == (verdict.bits >= verdict.threshold)
+    assert verdict.limits
+
+
+def test_bad_calls() -> None:
+    with pytest.raises(UsageError, match="no evidence"):
+        judge([])
+    with pytest.raises(UsageError, match="contested claim"):
+        Policy.at("proof")
+    for bad in ({"bits": 0.0}, {"power": 1.0}, {"power_rate": Fraction(0)}, {"tried_keys": 0}):
+        with pytest.raises(UsageError):
+            Policy(**bad)
+
+
+def test_a_policy_is_a_record() -> None:
+    assert Policy.from_bytes(Policy.at("trace").canonical()) == Policy.at("trace")
