@@ -20,11 +20,17 @@ from earmark.records import (
     Opening,
     Receipt,
     Release,
-    Tried,
     Trial,
+    Tried,
 )
-from earmark.report import BatteryContent, DossierContent, LedgerProof, ReportContent, Subject
-from earmark.report import ledger_proof
+from earmark.report import (
+    BatteryContent,
+    DossierContent,
+    LedgerProof,
+    ReportContent,
+    Subject,
+    ledger_proof,
+)
 
 COMMITTED = "2027-02-11T09:30:00Z"
 RELEASED = "2027-02-11T09:52:00Z"
@@ -46,7 +52,9 @@ def evidence(hits: int, trials: int = 1024, **extra) -> Evidence:
     return Evidence.of("mtlsign", hits=hits, trials=trials, **(known | extra))
 
 
-def subject(name: str, hits: int, trials: int = 1024, *, kind: str, utility: float | None, done="", **extra) -> Subject:
+def subject(
+    name: str, hits: int, trials: int = 1024, *, kind: str, utility: float | None, done="", **extra
+) -> Subject:
     found = evidence(hits, trials, **extra)
     return Subject(name, found, judge(found, POLICY), kind, utility, 10_000, done)
 
@@ -55,10 +63,24 @@ def subjects() -> tuple[Subject, ...]:
     return (
         subject("leak.safetensors", 963, kind="suspect", utility=90.7, done="found on a model hub"),
         subject("release", 1024, kind="release", utility=91.46),
-        subject("fine-tuned", 938, kind="stolen", utility=91.08, done="5 epochs, rate 0.05, half of the data"),
-        subject("pruned 65 %", 1021, kind="stolen", utility=90.93, done="smallest weights of each layer"),
+        subject(
+            "fine-tuned",
+            938,
+            kind="stolen",
+            utility=91.08,
+            done="5 epochs, rate 0.05, half of the data",
+        ),
+        subject(
+            "pruned 65 %", 1021, kind="stolen", utility=90.93, done="smallest weights of each layer"
+        ),
         subject("int8", 1024, kind="stolen", utility=91.41, done="weights rounded to 8 bits"),
-        subject("permuted", 1022, kind="stolen", utility=91.46, done="neurons permuted, rescaled, dummies added"),
+        subject(
+            "permuted",
+            1022,
+            kind="stolen",
+            utility=91.46,
+            done="neurons permuted, rescaled, dummies added",
+        ),
         subject("overwritten", 805, kind="stolen", utility=91.13, done="another key, 5 epochs"),
         subject("innocent twin", 502, kind="innocent", utility=91.76),
         subject("innocent, other seed", 521, kind="innocent", utility=91.52),
@@ -86,7 +108,9 @@ class Case:
                 RELEASED,
             )
             second = ledger.append(self.release.canonical())
-            found = replace(self.main.evidence, commitment=self.commitment.commitment, shards=(0, 3))
+            found = replace(
+                self.main.evidence, commitment=self.commitment.commitment, shards=(0, 3)
+            )
             self.evidence = found
             self.verdict = judge(found, POLICY)
             self.claim = Claim(

@@ -219,8 +219,15 @@ def _hits_cell(item: AttackRow, label: str) -> Markup:
     if item.runs == 1 or item.rate is None:
         return parts.hits_cell(item.hits, item.trials, label)
     low, _, high = item.rate
-    under = f"{fixed(low, 1)} to {fixed(high, 1)}{THIN}%"
+    under = f"{_rate(low)} to {_rate(high)}" if low != high else ""
     return parts.td(f"{item.hits:,} / {item.trials:,}", label, under=under)
+
+
+def _rate(value: float) -> str:
+    """Write a rate in percent; the ends are words."""
+    if value <= 0 or value >= 100:
+        return "all" if value >= 100 else "none"
+    return f"{min(99.9, max(0.1, value)):.1f}{THIN}%"
 
 
 def _spread_cell(
@@ -253,9 +260,9 @@ def _how_to_read() -> Markup:
     return tag(
         "p",
         "Utility, points lost and bits are medians over runs, with the lowest and highest below; "
-        "n is the number of runs that finished. Hits are those of all runs together, with the lowest "
-        "and highest rate of a run below. Below the share of runs in which the mark stands, and below "
-        "the hits of a single run, is the 95 % interval (Clopper-Pearson).",
+        "n is the number of runs that finished. Hits are those of all runs together, with the "
+        "lowest and highest rate of a run below. Below the share of runs in which the mark stands, "
+        "and below the hits of a single run, is the 95 % interval (Clopper-Pearson).",
         class_="small",
     )
 

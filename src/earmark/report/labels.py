@@ -11,6 +11,8 @@ _NARROW = frozenset("iljtfrI.,:;'|!()[] ")
 _WIDE = frozenset("mwMW%@—")
 _GAP = 5.0
 _ANGLES = 24
+_MOST_TRIES = 8000
+_NEAT, _OVER_MARKERS, _OVER_LEADERS = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +118,59 @@ def place(
     Returns:
         A place for each point, or null where there is none.
     """
+    best: list[Placed | None] = []
+    budget = _Budget(_MOST_TRIES)
+    for away in (0, 3, 6, 10):
+        found = _arrange(points, widths, height, frame, (taken, thin), radius, away, budget)
+        if not best or found.count(None) < best.count(None):
+            best = found
+        if None not in best:
+            break
+    return best
+
+
+class _Budget:
+    """How many places may still be tried, so that no crowd keeps the page waiting."""
+
+    def __init__(self, tries: int) -> None:
+        self.left = tries
+
+    def spend(self) -> bool:
+        self.left -= 1
+        return self.left >= 0
+
+
+def _arrange(
+    points: Sequence[tuple[float, float]],
+    widths: Sequence[float],
+    height: float,
+    frame: Box,
+    avoid: tuple[Sequence[Box], Sequence[Box]],
+    radius: float,
+    away: int,
+    budget: _Budget,
+) -> list[Placed | None]:
+    """Place the labels one by one, none of them nearer to its point than so many rings."""
     markers = [Box(x - radius, y - radius, x + radius, y + radius) for x, y in points]
+    blocks = [*markers, *avoid[0]]
     found: list[Placed | None] = [None] * len(points)
     order = sorted(range(len(points)), key=lambda i: -_crowd(points, i))
-    for i in order:
-        settled = [(points[j], item) for j, item in enumerate(found) if item is not None]
-        for candidate in _candidates(points[i], widths[i], height, radius):
-            if (
-                candidate.box.within(frame)
-                and _free(points[i], candidate, settled, [*markers, *taken], markers[i])
-                and not any(candidate.box.overlaps(item) for item in thin)
-            ):
-                found[i] = candidate
-                break
+    for strictness in (_NEAT, _OVER_MARKERS, _OVER_LEADERS):
+        for i in order:
+            if found[i] is not None:
+                continue
+            settled = [(points[j], item) for j, item in enumerate(found) if item is not None]
+            for candidate in _candidates(points[i], widths[i], height, radius, away):
+                if not budget.spend():
+                    return found
+                if (
+                    candidate.box.within(frame)
+                    and not any(candidate.box.overlaps(item) for item in (*blocks, *avoid[1]))
+                    and _free(points[i], candidate, settled, strictness)
+                    and (strictness > _NEAT or _clear(points[i], candidate, blocks, markers[i]))
+                ):
+                    found[i] = candidate
+                    break
     return found
 
 
@@ -139,16 +181,17 @@ def _crowd(points: Sequence[tuple[float, float]], i: int) -> float:
 
 
 def _candidates(
-    point: tuple[float, float], width: float, height: float, radius: float
+    point: tuple[float, float], width: float, height: float, radius: float, away: int
 ) -> Iterator[Placed]:
     x, y = point
     near = radius + _GAP - 1
     half = height / 2
-    yield Placed(Box(x + near, y - half, x + near + width, y + half), None)
-    yield Placed(Box(x - near - width, y - half, x - near, y + half), None)
-    yield Placed(Box(x - width / 2, y - near - height, x + width / 2, y - near), None)
-    yield Placed(Box(x - width / 2, y + near, x + width / 2, y + near + height), None)
-    for ring in range(1, 34):
+    if not away:
+        yield Placed(Box(x + near, y - half, x + near + width, y + half), None)
+        yield Placed(Box(x - near - width, y - half, x - near, y + half), None)
+        yield Placed(Box(x - width / 2, y - near - height, x + width / 2, y - near), None)
+        yield Placed(Box(x - width / 2, y + near, x + width / 2, y + near + height), None)
+    for ring in range(1 + away, 34):
         reach = near + 7.0 * ring
         for turn in range(_ANGLES):
             angle = 2 * math.pi * turn / _ANGLES
@@ -164,12 +207,10 @@ def _free(
     point: tuple[float, float],
     candidate: Placed,
     settled: Sequence[tuple[tuple[float, float], Placed]],
-    taken: Sequence[Box],
-    own: Box,
+    strictness: int,
 ) -> bool:
+    """Tell whether a label and its leader line spare the other labels and their lines."""
     box, end = candidate.box, candidate.leader
-    if any(box.overlaps(item) for item in taken):
-        return False
     for start, other in settled:
         if box.overlaps(other.box):
             return False
@@ -177,10 +218,18 @@ def _free(
             return False
         if end is not None and other.box.crossed(point, end):
             return False
-        if end is not None and other.leader is not None and _cross(point, end, start, other.leader):
+        if end is None or other.leader is None or strictness >= _OVER_LEADERS:
+            continue
+        if _cross(point, end, start, other.leader):
             return False
+    return True
+
+
+def _clear(point: tuple[float, float], candidate: Placed, blocks: Sequence[Box], own: Box) -> bool:
+    """Tell whether a leader line spares what stands apart from its own point."""
+    end = candidate.leader
     return end is None or not any(
-        item.crossed(point, end) for item in taken if item != own and not item.overlaps(own)
+        item.crossed(point, end) for item in blocks if not item.overlaps(own)
     )
 
 

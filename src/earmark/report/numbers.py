@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from functools import lru_cache
 
 from earmark import stats
 
@@ -104,6 +105,12 @@ def percent(share: float) -> str:
     return f"{number(100 * share)}{THIN}%"
 
 
+@lru_cache(maxsize=4096)
+def interval(hits: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % Clopper-Pearson interval of a rate; a page asks for some of them often."""
+    return stats.clopper_pearson(hits, trials)
+
+
 def rate_interval(hits: int, trials: int) -> str:
     """Write the 95 % Clopper-Pearson interval of a rate, in percent.
 
@@ -113,7 +120,7 @@ def rate_interval(hits: int, trials: int) -> str:
     """
     if trials == 0:
         return "unknown"
-    low, high = stats.clopper_pearson(hits, trials)
+    low, high = interval(hits, trials)
     if hits == trials:
         return f"≥ {math.floor(low * 1000) / 10:.1f}{THIN}%"
     if hits == 0:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 from earmark.report.markup import Markup, join, tag
-from earmark.report.numbers import day, fixed, percent, probability, rate_interval
+from earmark.report.numbers import day, fixed, interval, percent, probability, rate_interval
 from earmark.report.plane import marker
 from earmark.report.style import CSS
 
@@ -149,11 +149,9 @@ def power_cell(power: float, rate: float, label: str) -> Markup:
 
 def utility_range(value: float, tested: int | None) -> tuple[float, float] | None:
     """Return the 95 % interval of an accuracy in percent that was measured on so many samples."""
-    from earmark import stats
-
     if tested is None or not 0 <= value <= 100:
         return None
-    low, high = stats.clopper_pearson(round(value / 100 * tested), tested)
+    low, high = interval(round(value / 100 * tested), tested)
     return 100 * low, 100 * high
 
 

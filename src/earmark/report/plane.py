@@ -189,9 +189,10 @@ def _labels(dots: Sequence[Dot], frame: _Frame, taken: Sequence[Box], longest: i
         for bits in (0.0, *(bits for _, bits in LEVELS))
     ]
     numbers = [str(dot.number) for dot in dots]
-    attempts = [(numbers, [*thin, *rules]), (numbers, thin), (numbers, [])]
+    attempts = [(numbers, [])]
     if len(dots) <= _MOST_NAMES:
-        attempts = [(names, [*thin, *rules]), (names, thin), (names, []), *attempts]
+        ways: list[list[Box]] = [[*thin, *rules], thin, []]
+        attempts = [(words, avoid) for words in (names, numbers) for avoid in ways]
     texts, placed = numbers, []
     for texts, avoid in attempts:
         placed = attempt(texts, avoid)

@@ -134,6 +134,8 @@ tr.failed td{display:block}
 :root{--paper:#fff;--raise:#fff;--ink:#000;--quiet:#444;--line:#bbb;--accent:#0b5cad;--soft:#eef3f9;
 color-scheme:light}
 @page{margin:16mm 15mm}
+table,figcaption,p.small,.facts li,dt{font-size:8.5pt}
+dl{break-inside:avoid}
 body{font-size:10.5pt}
 main{max-width:none;padding:0}
 figure>svg{max-width:170mm}
