@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -142,7 +142,7 @@ class Case:
             claim=self.claim,
             proof=self.proof,
             first_seen=SEEN,
-            robustness=tuple(trials()),
+            robustness=trials(),
             baseline=91.76,
             notes=("The suspect was obtained from a public model hub.",),
             sample=True,
@@ -159,8 +159,8 @@ class Case:
             verdict=self.verdict,
             policy=POLICY,
             proof=self.proof,
-            trials=tuple(trials())[:3],
-            report=self.report(robustness=tuple(trials())[:3]),
+            trials=trials()[:3],
+            report=self.report(robustness=trials()[:3]),
         )
         return replace(known, **changes)
 
@@ -178,29 +178,55 @@ ATTACKS = (
 )
 
 
-def trials(attacks=ATTACKS, seeds: int = 5):
+@cache
+def _judged(hits: int):
+    found = evidence(hits)
+    return found, judge(found, POLICY).bits
+
+
+@cache
+def trials(attacks=ATTACKS, seeds: int = 5) -> tuple[Trial, ...]:
+    made = []
+    known = {"versions": {"earmark": "0.1.0", "torch": "2.13"}, "machine": "2 cores, x86_64"}
     for attack, lost, wobble, hits in attacks:
         for seed in range(seeds):
-            found = evidence(min(1024, hits + (seed * 7) % 11 - 5))
+            found, bits = _judged(min(1024, hits + (seed * 7) % 11 - 5))
             before = 91.4 + 0.03 * seed
-            yield Trial(
-                "mtlsign(bits=2048)", "cnn-small", "fashion-mnist", attack, seed, before,
-                before - lost - wobble * (seed - 2) / 2, found, judge(found, POLICY).bits, 41.5, 0.7,
-                {"earmark": "0.1.0", "torch": "2.13"}, "2 cores, x86_64", None,
-            )  # fmt: skip
-    yield Trial(
-        "mtlsign(bits=2048)", "cnn-small", "fashion-mnist", "distill(data=0.1)", 5, 91.4, None, None,
-        None, 3.0, None, {"earmark": "0.1.0", "torch": "2.13"}, "2 cores, x86_64",
-        "HostError: the student's loss became infinite in epoch 3.",
-    )  # fmt: skip
+            made.append(
+                Trial(
+                    "mtlsign(bits=2048)",
+                    "cnn-small",
+                    "fashion-mnist",
+                    attack,
+                    seed,
+                    utility_before=before,
+                    utility=before - lost - wobble * (seed - 2) / 2,
+                    evidence=found,
+                    bits=bits,
+                    seconds=41.5,
+                    cost=0.7,
+                    error=None,
+                    **known,
+                )
+            )
+    failed = Trial(
+        "mtlsign(bits=2048)",
+        "cnn-small",
+        "fashion-mnist",
+        "distill(data=0.1)",
+        5,
+        utility_before=91.4,
+        utility=None,
+        evidence=None,
+        bits=None,
+        seconds=3.0,
+        cost=None,
+        error="HostError: the student's loss became infinite in epoch 3.",
+        **known,
+    )
+    return (*made, failed)
 
 
 def battery(**changes) -> BatteryContent:
-    known = BatteryContent(
-        "Fashion classifier 3", tuple(trials()), "2027-02-12T10:00:00Z", sample=True
-    )
+    known = BatteryContent("Fashion classifier 3", trials(), "2027-02-12T10:00:00Z", sample=True)
     return replace(known, **changes)
-
-
-def half(value: int) -> Fraction:
-    return Fraction(1, value)

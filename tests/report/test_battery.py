@@ -20,7 +20,7 @@ read = page_tests.read
 
 
 def sentences(samples, attacks, **changes):
-    rows = summarize(tuple(samples.trials(attacks, **changes)), Policy())
+    rows = summarize(samples.trials(tuple(attacks), **changes), Policy())
     return [read_words(item) for item in removal_sentences(rows, Policy())]
 
 
@@ -78,7 +78,7 @@ def test_failures_are_rows_and_are_counted(samples):
 
 
 def test_rows_keep_apart_what_differs(samples):
-    trials = tuple(samples.trials(samples.ATTACKS[:2], seeds=2))[:4]
+    trials = samples.trials(samples.ATTACKS[:2], seeds=2)[:4]
     other = tuple(replace(item, scheme="deepsigns()") for item in trials)
     rows = summarize(trials + other, Policy())
     assert [row.label for row in rows] == [
@@ -91,7 +91,7 @@ def test_rows_keep_apart_what_differs(samples):
 
 
 def test_bits_are_judged_where_none_were_recorded(samples):
-    trial = next(samples.trials())
+    trial = samples.trials()[0]
     assert bits_of(replace(trial, bits=None), Policy()) == pytest.approx(trial.bits)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earmark.report import numbers
@@ -15,6 +15,7 @@ def test_any_float_can_be_written(value):
         assert write(value)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_no_rate_is_ever_said_to_be_certain(hits, more):
     trials = hits + more
@@ -30,6 +31,7 @@ def test_no_probability_is_ever_said_to_be_certain(value):
     assert not numbers.percent(value).startswith(("0\u202f", "100"))
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 300), st.integers(0, 300))
 def test_an_interval_holds_its_rate_and_is_rounded_outwards(hits, more):
     trials = hits + more

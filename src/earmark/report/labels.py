@@ -12,6 +12,7 @@ _WIDE = frozenset("mwMW%@—")
 _GAP = 5.0
 _ANGLES = 24
 _MOST_TRIES = 8000
+_MOST_POINTS = 20
 _NEAT, _OVER_MARKERS, _OVER_LEADERS = range(3)
 
 
@@ -119,8 +120,8 @@ def place(
         A place for each point, or null where there is none.
     """
     best: list[Placed | None] = []
-    budget = _Budget(_MOST_TRIES)
-    for away in (0, 3, 6, 10):
+    for away in (0, 3, 6, 10) if len(points) <= _MOST_POINTS else (0,):
+        budget = _Budget(_MOST_TRIES)
         found = _arrange(points, widths, height, frame, (taken, thin), radius, away, budget)
         if not best or found.count(None) < best.count(None):
             best = found

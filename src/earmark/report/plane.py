@@ -189,7 +189,7 @@ def _labels(dots: Sequence[Dot], frame: _Frame, taken: Sequence[Box], longest: i
         for bits in (0.0, *(bits for _, bits in LEVELS))
     ]
     numbers = [str(dot.number) for dot in dots]
-    attempts = [(numbers, [])]
+    attempts: list[tuple[list[str], list[Box]]] = [(numbers, [])]
     if len(dots) <= _MOST_NAMES:
         ways: list[list[Box]] = [[*thin, *rules], thin, []]
         attempts = [(words, avoid) for words in (names, numbers) for avoid in ways]
