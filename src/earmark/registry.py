@@ -21,12 +21,18 @@ if TYPE_CHECKING:
     from earmark.schemes.base import Scheme
 
 SCHEMES: dict[str, str] = {
+    "adi": "earmark.schemes.adi:Adi",
+    "deepsigns": "earmark.schemes.deepsigns:DeepSigns",
+    "deepsigns-blackbox": "earmark.schemes.deepsigns_blackbox:DeepSignsBlackBox",
+    "deepsigns-blackbox-paper": "earmark.schemes.deepsigns_blackbox_paper:DeepSignsBlackBoxPaper",
+    "deepsigns-paper": "earmark.schemes.deepsigns_paper:DeepSignsPaper",
     "deepwater": "earmark.schemes.deepwater:DeepWater",
     "mtlsign": "earmark.schemes.mtlsign:MtlSign",
 }
 
 LOCKS: dict[str, str] = {
     "dsn": "earmark.locks.dsn:Dsn",
+    "dsn-paper": "earmark.locks.dsn_paper:DsnPaper",
 }
 
 ATTACKS: dict[str, str] = {

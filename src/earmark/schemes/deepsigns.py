@@ -1,0 +1,498 @@
+"""DeepSigns, white-box: bits in the means of hidden activations.
+
+The key holds inputs in groups (one group a class), a neutral reference set, and for every bit a
+secret sign vector as wide as a tapped layer. The mean activation of a group, taken relative to the
+reference set, is pushed to that side of the sign vector's hyperplane that the bit names, with a
+margin. Reading computes the same means on a suspect and counts the sides that agree. The bits are
+uniform and belong to no model, so against any suspect made without the key the hits are exactly
+Binomial(n, 1/2), however its activations look.
+
+Five lines in a training loop of your own::
+
+    scheme, host = DeepSigns(bits=256), ModuleHost(model)
+    key = scheme.new_key(host, inputs=(some_inputs, their_labels))
+    with scheme.attach(model, key) as mark:
+        ...  # loss = task_loss + mark.loss()
+    error_rate = scheme.bit_error_rate(scheme.measure(ModuleHost(model), key))
+
+The published scheme is :class:`earmark.schemes.deepsigns_paper.DeepSignsPaper`; the one that asks a
+service for labels only is :class:`earmark.schemes.deepsigns_blackbox.DeepSignsBlackBox`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from earmark.errors import CapacityError, CarrierError, UsageError
+from earmark.hosts import batches, taps
+from earmark.hosts.access import Host
+from earmark.hosts.batches import Tree
+from earmark.hosts.module import Forward, ModuleHost, plain_forward
+from earmark.keys.codes import Code, Decoded
+from earmark.keys.secret import Disclosure, Key, Shard
+from earmark.keys.stream import KeyStream
+from earmark.records import Access, Evidence, Layout, Tried
+from earmark.schemes import groups
+from earmark.schemes.base import Mark, Scheme
+from earmark.schemes.groups import quiet
+
+_LEVELS = 16  # steps of the soft reading's weights
+
+
+@dataclass(frozen=True)
+class DeepSigns(Scheme):
+    """Bits in the means of hidden activations, robust form.
+
+    Args:
+        taps: Layers that bear the mark, as globs; by default the two deepest before the head.
+        bits: Bits in all, spread over layers in proportion to their widths and over groups.
+        groups: Groups of inputs; 0 takes as many as the labels have, or 8 without labels.
+        per_group: Inputs of a group.
+        references: Inputs of the neutral reference set.
+        margin: Distance from the hyperplane, in standard deviations of an unmarked model's.
+        weight: Weight of the mark's term.
+        every: Apply the term in every so-manieth step only, to save time.
+        shards: Shards of the key.
+        payload: Bytes that the mark also carries, hexadecimal, protected by a code; may be empty.
+
+    Raises:
+        UsageError: A setting out of range.
+
+    Source:
+        Rouhani, Chen and Koushanfar 2019 (ASPLOS), sections on the intermediate layers. Changed:
+        the loss acts on the activations of the key's own inputs instead of on trained centers;
+        means are centered on a neutral set and standardized by unit, so that scaling a unit is
+        undone; a hinge with a margin replaces the cross-entropy; bits are spread over all groups;
+        a suspect's units are matched to a reference that was fixed before the bits were drawn.
+
+    Example:
+        >>> from earmark.bench.zoo import tiny_hosts
+        >>> model, inputs = tiny_hosts()["mlp"]
+        >>> scheme = DeepSigns(bits=64)
+        >>> key = scheme.new_key(ModuleHost(model), inputs=inputs)
+        >>> scheme.measure(ModuleHost(model), key).trials
+        64
+    """
+
+    name: ClassVar[str] = "deepsigns"
+    needs: ClassVar[frozenset[Access]] = frozenset({Access.ACTIVATIONS})
+    needs_inputs: ClassVar[bool] = True
+    summary: ClassVar[str] = "bits in the means of hidden activations (white-box)"
+
+    taps: tuple[str, ...] = ()
+    bits: int = 256
+    groups: int = 0
+    per_group: int = 8
+    references: int = 128
+    margin: float = 1.5
+    weight: float = 1.0
+    every: int = 10
+    shards: int = 4
+    payload: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("bits", "per_group", "every", "shards"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"Setting {name} is {getattr(self, name)}; at least 1.")
+        if self.references < 2 or not self.margin > 0 or not self.weight > 0:
+            raise UsageError("Settings references (2), margin and weight (above 0) are too small.")
+        if self.bits < self.shards:
+            raise UsageError(f"{self.shards} shards do not fit {self.bits} bits.")
+
+    def new_key(
+        self, host: Host, *, inputs: Tree | None = None, secret: bytes | None = None
+    ) -> Key:
+        """Make a key; see :meth:`earmark.schemes.base.Scheme.new_key`.
+
+        The host's activations on the key's inputs are kept with them, as the reference that a
+        suspect's units are matched to. Make the key from the trained model and fine-tune the mark
+        in, and a permutation of units can be undone; a key made from an untrained model works too,
+        but then it cannot.
+        """
+        given = self.need_inputs(inputs)
+        secret = secrets.token_bytes(32) if secret is None else secret
+        names = self._names(host)
+        chosen = groups.choose(
+            given,
+            host,
+            names[-1],
+            KeyStream(secret, "deepsigns/inputs"),
+            count=self.groups,
+            size=self.per_group,
+            references=self.references,
+        )
+        features = host.features(chosen.inputs, names)
+        widths = [features[name].shape[1] for name in names]
+        self._check_capacity(names, widths, chosen.count)
+        held = {
+            "inputs": chosen.inputs,
+            "group": chosen.group,
+            "reference": {
+                name: torch.from_numpy(features[name].astype(np.float32)) for name in names
+            },
+        }
+        layout = Layout(
+            self.name,
+            self.version,
+            names,
+            self.bits,
+            self.shards,
+            {"groups": chosen.count, "widths": list(widths)},
+            batches.tree_digest(held),
+        )
+        return Key.generate(layout, secret=secret, inputs=held)
+
+    def _names(self, host: Host) -> tuple[str, ...]:
+        if not isinstance(host, ModuleHost):
+            raise UsageError("A new key needs a host with layers, such as ModuleHost(model).")
+        if not self.taps:
+            return taps.default_taps(host.model, most=4)[-2:]
+        modules = [name for name, _ in host.model.named_modules()]
+        return taps.choose(modules, self.taps, what="tap")
+
+    def _check_capacity(self, names: Sequence[str], widths: Sequence[int], count: int) -> None:
+        """Refuse more bits than the groups' means can hold at this margin."""
+        room = sum(width for width in widths) * count
+        most = int(0.8 * room / self.margin**2)
+        if self.bits > most:
+            fits = (0.8 * room / self.bits) ** 0.5
+            need = self.bits * self.margin**2
+            raise CapacityError(
+                f"{self.bits} bits at a margin of {self.margin:g} need {need:.0f} dimensions; "
+                f"{', '.join(names)} with {count} groups have {0.8 * room:.0f}.",
+                hint=f"Ask for at most {most} bits or a margin of {fits:.2f}, or tap wider layers.",
+            )
+
+    def attach(
+        self, model: nn.Module, key: Key, *, forward: Forward = plain_forward
+    ) -> AbstractContextManager[ActivationMark]:
+        """Attach the mark; see :meth:`earmark.schemes.base.Scheme.attach`."""
+        self.check_key(key)
+        plan = Plan.of(key, self.payload)
+        for name in plan.names:
+            taps.layer(model, name)
+
+        @contextmanager
+        def attached() -> Iterator[ActivationMark]:
+            yield ActivationMark(model, plan, self, forward)
+
+        return attached()
+
+    def measure(
+        self, suspect: Host, key: Key | Disclosure, *, nonce: str | None = None
+    ) -> Evidence:
+        """Count the bits that a suspect's activations show.
+
+        Where the suspect has as many units as the reference, they are read both in place and
+        matched to the reference; the better of the two readings counts and both are charged.
+        """
+        self.check_key(key)
+        suspect.require(Access.ACTIVATIONS, by=self.name)
+        plan = Plan.of(key, self.payload)
+        features = suspect.features(plan.inputs, plan.names)
+        readings = []
+        if all(features[name].shape[1] == plan.width(name) for name in plan.names):
+            readings.append(("in place", plan.read(features)))
+        readings.append(("matched", plan.read(plan.match(features))))
+        form, z = max(readings, key=lambda pair: int((pair[1] * plan.signs > 0).sum()))
+        return self._evidence(suspect, key, plan, z, form, len(readings), nonce)
+
+    def _evidence(
+        self,
+        suspect: Host,
+        key: Key | Disclosure,
+        plan: Plan,
+        z: NDArray[np.float64],
+        form: str,
+        forms: int,
+        nonce: str | None,
+    ) -> Evidence:
+        right = z * plan.signs
+        hits = right > 0
+        weights = np.clip(np.rint(np.abs(np.nan_to_num(z, nan=0.0)) * _LEVELS / 4), 0, _LEVELS)
+        score = int((weights * np.where(hits, 1, -1)).sum())
+        by_tap = {
+            name: [int(hits[plan.tap == i].sum()), int((plan.tap == i).sum())]
+            for i, name in enumerate(plan.names)
+        }
+        return Evidence.of(
+            self.name,
+            hits=int(hits.sum()),
+            trials=len(hits),
+            layout=key.layout.digest(),
+            suspect=suspect.digest(),
+            access=Access.ACTIVATIONS,
+            tried=Tried(forms=forms),
+            nonce=nonce,
+            shards=tuple(shard.index for shard in key.shards),
+            queries=batches.size(plan.inputs),
+            weights=tuple(int(weight) for weight in weights) if weights.any() else (),
+            score=score if weights.any() else None,
+            details={
+                "bit_error_rate": round(1 - float(hits.mean()), 6),
+                "least_margin": round(float(np.nan_to_num(right, nan=-9.0).min()), 4),
+                "mean_margin": round(float(np.nan_to_num(right).mean()), 4),
+                "reading": form,
+                "taps": {name: list(pair) for name, pair in by_tap.items()},
+            },
+        )
+
+    def bit_error_rate(self, evidence: Evidence) -> float:
+        """Return the share of wrong bits, as the paper reports it."""
+        return 1 - evidence.hits / evidence.trials
+
+    def read_payload(self, suspect: Host, key: Key, *, size: int) -> Decoded:
+        """Decode the payload that a suspect carries.
+
+        Args:
+            suspect: The model under test.
+            key: The key; the payload need not be known.
+            size: Bytes of the payload.
+
+        Raises:
+            CapacityError: So many bytes never fitted.
+        """
+        self.check_key(key)
+        plan = Plan.of(key, "")
+        features = suspect.features(plan.inputs, plan.names)
+        z = np.nan_to_num(plan.read(plan.match(features)) * plan.signs)
+        strengths = [0] * key.layout.message_bits
+        for position, value in zip(plan.position, z, strict=True):
+            strengths[position] = round(1000 * float(value))
+        return Code.best(8 * size, key.layout.message_bits).decode_soft(strengths)
+
+
+def codeword(payload: str, bits: int) -> NDArray[np.int8]:
+    """Return the payload's codeword as signs; all +1 for an empty payload.
+
+    Raises:
+        UsageError: The payload is not hexadecimal.
+        CapacityError: It does not fit.
+    """
+    if not payload:
+        return np.ones(bits, np.int8)
+    try:
+        data = bytes.fromhex(payload)
+    except ValueError as error:
+        raise UsageError(f"Payload {payload!r} is not hexadecimal.") from error
+    return np.array([2 * bit - 1 for bit in Code.best(8 * len(data), bits).encode(data)], np.int8)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a key says about each bit: where it stands, its sign vector and its sign.
+
+    Args:
+        names: Tapped layers.
+        widths: Their widths in the reference.
+        inputs: All inputs of the key.
+        group: Group of each input; -1 is the reference set.
+        count: Number of groups.
+        position: (bits,) each bit's place in the message.
+        tap: (bits,) index of each bit's layer.
+        cell: (bits,) group of each bit.
+        projection: One (bits, width) matrix of signs for each layer, rows of other layers empty.
+        signs: (bits,) the message.
+        reference: (inputs, units) activations that units are matched to, by layer.
+    """
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    inputs: Tree
+    group: NDArray[np.int64]
+    count: int
+    position: NDArray[np.int64]
+    tap: NDArray[np.int64]
+    cell: NDArray[np.int64]
+    projection: tuple[NDArray[np.int8], ...]
+    signs: NDArray[np.int8]
+    reference: dict[str, NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, key: Key | Disclosure, payload: str = "") -> Plan:
+        """Derive the plan of all shards that are at hand.
+
+        Raises:
+            UsageError: The key's inputs are missing.
+            KeyFileError: They are not those that the layout fixes.
+        """
+        layout = key.layout
+        held = groups.checked(key)
+        widths: list[int] = [int(width) for width in layout.params["widths"]]  # type: ignore[union-attr, arg-type]
+        count = int(layout.params["groups"])  # type: ignore[arg-type]
+        tap, cell = _spread(widths, count, layout.message_bits)
+        code = codeword(payload, layout.message_bits)
+        signs, rows, at = [], [], []
+        for shard in key.shards:
+            own = np.arange(shard.index, layout.message_bits, layout.shards)
+            signs.append(np.array(shard.stream("message").signs(len(own)), np.int8) * code[own])
+            rows += _projection(shard, [widths[tap[position]] for position in own])
+            at.append(own)
+        order = np.concatenate(at)
+        tap, cell = tap[order], cell[order]
+        projection = tuple(
+            np.array([row for row, own in zip(rows, tap, strict=True) if own == i]).reshape(
+                -1, width
+            )
+            for i, width in enumerate(widths)
+        )
+        reference = {name: held["reference"][name].double().numpy() for name in layout.carrier}
+        return cls(
+            layout.carrier,
+            tuple(widths),
+            held["inputs"],
+            held["group"].numpy(),
+            count,
+            order,
+            tap,
+            cell,
+            projection,
+            np.concatenate(signs),
+            reference,
+        )
+
+    def width(self, name: str) -> int:
+        """Return a layer's width in the reference."""
+        return self.widths[self.names.index(name)]
+
+    def read(self, features: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Return each bit's distance from its hyperplane; 0 where a group's mean vanishes."""
+        z = np.zeros(len(self.tap))
+        neutral = self.group < 0
+        for i, name in enumerate(self.names):
+            with np.errstate(all="ignore"):
+                found = features[name]
+                spread = found[neutral].std(axis=0)
+                scale = np.where(spread > 1e-9, 1 / np.maximum(spread, 1e-12), 0.0)
+                means = np.stack([found[self.group == g].mean(axis=0) for g in range(self.count)])
+                means = (means - found[neutral].mean(axis=0)) * scale
+                norms = np.linalg.norm(means, axis=1, keepdims=True)
+                means = np.where(norms > 0, means / norms, 0.0)
+                own = self.tap == i
+                z[own] = (self.projection[i] * means[self.cell[own]]).sum(axis=1)
+        return z
+
+    def match(self, features: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+        """Bring a suspect's units into the reference's order; units without a match stay silent.
+
+        The reference was fixed before the bits, so for a suspect made without the key the order
+        found is independent of the bits and the law of the hits stays exact.
+        """
+        neutral = self.group < 0
+        return {name: matched(features[name], self.reference[name], neutral) for name in self.names}
+
+
+def matched(
+    found: NDArray[np.float64], reference: NDArray[np.float64], rows: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the suspect's columns in the reference's order and sign, by the best assignment.
+
+    Args:
+        found: (inputs, units) of the suspect.
+        reference: (inputs, units) of the reference.
+        rows: (inputs,) which inputs to compare on.
+    """
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+    def unit(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        centered = columns - columns.mean(axis=0)
+        norms = np.linalg.norm(centered, axis=0)
+        made: NDArray[np.float64] = np.where(norms > 1e-9, centered / np.maximum(norms, 1e-12), 0.0)
+        return made
+
+    alike = np.nan_to_num(unit(reference[rows]).T @ unit(np.nan_to_num(found[rows])))
+    ours, theirs = linear_sum_assignment(np.abs(alike), maximize=True)
+    ordered = np.zeros((len(found), reference.shape[1]))
+    ordered[:, ours] = found[:, theirs] * np.where(alike[ours, theirs] < 0, -1.0, 1.0)
+    return ordered
+
+
+def _spread(
+    widths: Sequence[int], count: int, bits: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Spread bits over layers in proportion to width and round robin over groups."""
+    ends = np.rint(np.cumsum(widths) * bits / sum(widths)).astype(np.int64)
+    tap = np.searchsorted(ends, np.arange(bits), side="right").astype(np.int64)
+    return tap, np.arange(bits, dtype=np.int64) % count
+
+
+def _projection(shard: Shard, widths: Sequence[int]) -> list[NDArray[np.int8]]:
+    """Return the sign vectors of a shard's bits in order."""
+    stream = shard.stream("projection")
+    rows = []
+    for width in widths:
+        raw = np.frombuffer(stream.bytes(-(-width // 8)), np.uint8)
+        rows.append((2 * np.unpackbits(raw, count=width).astype(np.int8) - 1).astype(np.int8))
+    return rows
+
+
+class ActivationMark(Mark):
+    """The mark while it is embedded.
+
+    Args:
+        model: The model.
+        plan: What the key says.
+        scheme: Settings of the loss.
+        forward: How to run the model.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, scheme: DeepSigns, forward: Forward) -> None:
+        self.model, self.plan, self.scheme, self.forward = model, plan, scheme, forward
+        self.step = 0
+        group = torch.from_numpy(plan.group)
+        self._inputs = plan.inputs
+        self._neutral = group < 0
+        share = (group == torch.arange(plan.count)[:, None]).float()
+        self._average = share / share.sum(dim=1, keepdim=True)
+        self._cells = [torch.from_numpy(plan.cell[plan.tap == i]) for i in range(len(plan.names))]
+        self._rows = [
+            torch.from_numpy(plan.projection[i] * plan.signs[plan.tap == i, None]).float()
+            for i in range(len(plan.names))
+        ]
+
+    def loss(self) -> Tensor:
+        """Return the weighted mean squared hinge; zero in the steps that are skipped."""
+        due = self.step % self.scheme.every == 0
+        self.step += 1
+        device = next(self.model.parameters()).device
+        if not due:
+            return torch.zeros((), device=device)
+        with quiet(self.model):
+            found = self._features(self._inputs, device)
+        total = torch.zeros((), device=device)
+        for i, name in enumerate(self.plan.names):
+            neutral = found[name][self._neutral].detach()
+            spread = neutral.std(dim=0, correction=0)
+            scale = torch.where(spread > 1e-9, 1 / spread.clamp(min=1e-12), 0.0)
+            means = self._average.to(device) @ found[name]
+            means = (means - neutral.mean(dim=0)) * scale
+            means = means / means.norm(dim=1, keepdim=True).clamp(min=1e-9)
+            z = (self._rows[i].to(device) * means[self._cells[i].to(device)]).sum(dim=1)
+            total = total + (self.scheme.margin - z).clamp(min=0).square().sum()
+        return self.scheme.weight * total / len(self.plan.signs)
+
+    def _features(self, inputs: Tree, device: torch.device) -> dict[str, Tensor]:
+        placed = batches.transform(inputs, lambda tensor: tensor.to(device))
+        with taps.reading(self.model, self.plan.names) as seen:
+            self.forward(self.model, placed)
+        missing = [name for name in self.plan.names if name not in seen]
+        if missing:
+            raise CarrierError(f"Layer '{missing[0]}' did not run in the forward pass.")
+        return {name: seen[name].float() for name in self.plan.names}
+
+    def state_dict(self) -> dict[str, Any]:  # Any: plain values
+        """Return the number of steps made."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Any) -> None:  # Any: what state_dict gave
+        """Go on from that step."""
+        self.step = int(state["step"])

@@ -1,0 +1,383 @@
+"""DeepSigns, black-box: inputs whose answers the owner has drawn.
+
+The key holds inputs that look like the task's own data. They are fixed and committed first; only
+then are their answers drawn, uniformly, from the key's stream (bound to a later ledger value, if
+the key is bound to one). The mark teaches the model those answers. Against any suspect that was
+made without the key the hits are exactly Binomial(n, 1 / classes), whatever it answers, because
+nothing is selected once the answers are known.
+
+In a training loop of your own::
+
+    scheme, host = DeepSignsBlackBox(), ModuleHost(model)
+    key = scheme.new_key(host, inputs=some_inputs)
+    with scheme.attach(model, key) as mark:
+        ...  # loss = task_loss + mark.loss()
+    evidence = scheme.measure(EndpointHost(adapter), key)
+
+The published procedure, with its filter and its threshold, is in
+:mod:`earmark.schemes.deepsigns_blackbox_paper`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from earmark.errors import CapacityError, KeyFileError, UsageError
+from earmark.hosts import batches
+from earmark.hosts.access import Host
+from earmark.hosts.batches import Tree
+from earmark.hosts.module import Forward, plain_forward
+from earmark.keys.secret import Disclosure, Key
+from earmark.keys.stream import KeyStream, public_stream
+from earmark.records import Access, Evidence, Layout, Tried
+from earmark.schemes import groups
+from earmark.schemes.base import Mark, Scheme
+from earmark.schemes.groups import quiet
+from earmark.stats import BettingEValue
+
+
+@dataclass(frozen=True)
+class DeepSignsBlackBox(Scheme):
+    """Inputs with drawn answers, measured through labels alone.
+
+    Args:
+        count: Inputs of the key.
+        classes: Number of classes; 0 reads it off the host.
+        blend: Share of a second sample in each input: 0 takes natural samples as they are.
+        weight: Weight of the mark's term.
+        margin: Lead in scores that the drawn answer is to have.
+        noise: Size of random changes to the weights while the answers are taught, relative to
+            each tensor's spread; makes them survive fine-tuning and pruning.
+        every: Apply the term in every so-manieth step only, to save time.
+        shards: Shards of the key.
+        step: Inputs asked between two looks at the evidence.
+        stop_bits: Stop asking once the anytime-valid evidence reaches so many bits; 0 asks all.
+        plain: Teach by plain cross-entropy instead of a margin.
+
+    Raises:
+        UsageError: A setting out of range.
+
+    Source:
+        Rouhani, Chen and Koushanfar 2019 (ASPLOS), the output layer. Changed: the inputs look
+        like data instead of noise; the answers are drawn after the inputs are committed and none
+        is dropped afterwards, so that the law of the hits is exact; answers are taught with a
+        margin under weight noise, in the manner of Bansal et al. 2022.
+
+    Example:
+        >>> from earmark.bench.zoo import tiny_hosts
+        >>> from earmark.hosts.module import ModuleHost
+        >>> model, inputs = tiny_hosts()["mlp"]
+        >>> scheme = DeepSignsBlackBox(count=40)
+        >>> evidence = scheme.measure(
+        ...     ModuleHost(model), scheme.new_key(ModuleHost(model), inputs=inputs)
+        ... )
+        >>> evidence.trials, evidence.chance
+        (40, Fraction(1, 10))
+    """
+
+    name: ClassVar[str] = "deepsigns-blackbox"
+    needs: ClassVar[frozenset[Access]] = frozenset({Access.LABELS})
+    needs_inputs: ClassVar[bool] = True
+    summary: ClassVar[str] = "inputs with drawn answers; labels of a service suffice (black-box)"
+
+    count: int = 100
+    classes: int = 0
+    blend: float = 0.5
+    weight: float = 1.0
+    margin: float = 8.0
+    noise: float = 0.1
+    every: int = 8
+    shards: int = 4
+    step: int = 10
+    stop_bits: float = 0.0
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("count", "every", "shards", "step"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"Setting {name} is {getattr(self, name)}; at least 1.")
+        if self.count % self.shards:
+            raise UsageError(f"{self.count} inputs do not fall into {self.shards} equal shards.")
+        if not 0 <= self.blend <= 0.5 or self.noise < 0 or not self.weight > 0:
+            raise UsageError("Settings blend (0 to 0.5), noise or weight are out of range.")
+        if self.classes == 1 or self.classes < 0:
+            raise UsageError(f"{self.classes} classes leave nothing to answer.")
+
+    def inputs_wanted(self) -> int:
+        """Return twice as many candidates as inputs, since two are blended into one."""
+        return 2 * self.count
+
+    def new_key(
+        self, host: Host, *, inputs: Tree | None = None, secret: bytes | None = None
+    ) -> Key:
+        """Make a key; see :meth:`earmark.schemes.base.Scheme.new_key`. Labels are not used."""
+        given, _ = groups.split_labels(self.need_inputs(inputs))
+        secret = secrets.token_bytes(32) if secret is None else secret
+        classes = self.classes or _classes(host, given)
+        kept = self.compose(given, KeyStream(secret, f"{self.name}/inputs"))
+        digests = batches.sample_digests(kept)
+        each = len(digests) // self.shards
+        layout = Layout(
+            self.name,
+            self.version,
+            ("labels",),
+            len(digests),
+            self.shards,
+            {
+                "classes": classes,
+                "inputs": [_digest(digests[each * i : each * (i + 1)]) for i in range(self.shards)],
+            },
+            batches.tree_digest(kept),
+        )
+        return Key.generate(layout, secret=secret, inputs=kept)
+
+    def compose(self, given: Tree, stream: KeyStream) -> Tree:
+        """Make the key's inputs from samples, before any answer is known.
+
+        Args:
+            given: Samples of the task's own kind.
+            stream: Keyed randomness.
+
+        Raises:
+            CapacityError: Too few samples.
+        """
+        wanted = self.count * (2 if self.blend else 1)
+        held = batches.size(given)
+        if held < wanted:
+            raise CapacityError(
+                f"{self.count} inputs of the key are made from {wanted} samples; {held} came.",
+                hint=f"Give more samples, or set count to {held * self.count // wanted}.",
+            )
+        order = stream.sample(wanted, held)
+        kept = batches.take(given, order[: self.count])
+        if not self.blend:
+            return kept
+        return blended(kept, batches.take(given, order[self.count :]), self.blend)
+
+    def attach(
+        self, model: nn.Module, key: Key, *, forward: Forward = plain_forward
+    ) -> AbstractContextManager[AnswerMark]:
+        """Attach the mark; see :meth:`earmark.schemes.base.Scheme.attach`."""
+        self.check_key(key)
+        answers = torch.from_numpy(drawn(key))
+        inputs = checked_inputs(key)
+
+        @contextmanager
+        def attached() -> Iterator[AnswerMark]:
+            seed = key.child("deepsigns-blackbox/noise").shard(0).stream("seed").integer(1 << 62)
+            yield AnswerMark(model, inputs, answers, self, forward, seed)
+
+        return attached()
+
+    def measure(
+        self, suspect: Host, key: Key | Disclosure, *, nonce: str | None = None
+    ) -> Evidence:
+        """Ask a suspect for the labels of the key's inputs and count the drawn ones.
+
+        The nonce orders the questions. A suspect with a query budget is asked no more than that.
+        With `stop_bits`, every look is charged, so stopping early costs a few bits and no honesty.
+
+        Raises:
+            NetworkError: A remote suspect did not answer.
+        """
+        self.check_key(key)
+        suspect.require(Access.LABELS, by=self.name)
+        inputs, answers = checked_inputs(key), drawn(key)
+        chance = Fraction(1, int(key.layout.params["classes"]))  # type: ignore[arg-type]
+        order = _order(key, nonce, len(answers))
+        budget = getattr(suspect, "budget", None)
+        allowed = len(order) if budget is None else min(len(order), int(budget))
+        betting = BettingEValue(chance)
+        looks = -(-allowed // self.step) if self.stop_bits else 1
+        size = self.step if self.stop_bits else max(1, allowed)
+        for start in range(0, allowed, size):
+            part = order[start : min(start + size, allowed)]
+            given = suspect.labels(batches.take(inputs, torch.from_numpy(part)))
+            betting.add(int((given == answers[part]).sum()), len(part))
+            if self.stop_bits and betting.bits() >= self.stop_bits:
+                break
+        return Evidence.of(
+            self.name,
+            hits=betting.hits,
+            trials=betting.trials,
+            chance=chance,
+            layout=key.layout.digest(),
+            suspect=suspect.digest(),
+            access=Access.LABELS,
+            tried=Tried(forms=max(1, looks)),
+            nonce=nonce,
+            shards=tuple(shard.index for shard in key.shards),
+            queries=betting.trials,
+            details={
+                "mismatches": betting.trials - betting.hits,
+                "anytime_bits": round(betting.bits(), 3),
+                "looks_allowed": looks,
+            },
+            notes=("Asked fewer inputs than the key has.",) * (betting.trials < len(order)),
+        )
+
+
+def _classes(host: Host, inputs: Tree) -> int:
+    """Return the number of a host's classes, read from its scores."""
+    if Access.SCORES not in host.access:
+        raise UsageError("This host shows no scores.", hint="Set the number of classes.")
+    return int(host.scores(batches.take(inputs, [0, 1])).shape[1])
+
+
+def _digest(digests: Sequence[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _order(key: Key | Disclosure, nonce: str | None, count: int) -> NDArray[np.int64]:
+    """Return the order in which inputs are asked: by the nonce, or as they stand."""
+    if nonce is None:
+        return np.arange(count)
+    stream = public_stream(
+        "deepsigns-blackbox/order", bytes.fromhex(nonce), bytes.fromhex(key.layout.digest())
+    )
+    return np.array(stream.permutation(count))
+
+
+def drawn(key: Key | Disclosure) -> NDArray[np.int64]:
+    """Return the drawn answers of all shards at hand, in order."""
+    classes = int(key.layout.params["classes"])  # type: ignore[arg-type]
+    places: Any = key.layout.params.get("places")  # Any: JSON, of keys with dropped inputs
+    each = key.layout.message_bits // key.layout.shards if places is None else max(places) + 1
+    labels = [shard.stream("labels").integers(each, classes) for shard in key.shards]
+    made = np.array(labels, dtype=np.int64).ravel()
+    return made if places is None else made[places]
+
+
+def checked_inputs(key: Key | Disclosure) -> Tree:
+    """Return the inputs of the shards at hand if they are those that the layout fixes.
+
+    Raises:
+        UsageError: There are none.
+        KeyFileError: They, or the shards, are others.
+    """
+    if key.inputs is None:
+        raise UsageError(
+            "The key's inputs are missing.", hint="Load them from where the key was made."
+        )
+    if isinstance(key, Disclosure):
+        key.check()
+    each = key.layout.message_bits // key.layout.shards
+    digests = batches.sample_digests(key.inputs)
+    committed: Any = key.layout.params["inputs"]  # Any: JSON
+    good = len(digests) == each * len(key.shards) and all(
+        _digest(digests[each * i : each * (i + 1)]) == committed[shard.index]
+        for i, shard in enumerate(key.shards)
+    )
+    if not good:
+        raise KeyFileError(
+            "The inputs are not those that the key's layout fixes.",
+            hint="Give the inputs that were stored with the key, in the order of the shards.",
+        )
+    return key.inputs
+
+
+def blended(first: Tree, second: Tree, share: float) -> Tree:
+    """Blend two batches: numbers are averaged, codes (integers) are spliced along axis 1."""
+    others = batches.leaves(second)
+
+    def mix(path: str, tensor: Tensor) -> Tensor:
+        other = others[path]
+        if tensor.is_floating_point():
+            return (1 - share) * tensor + share * other
+        if tensor.ndim < 2:
+            return tensor
+        cut = round((1 - share) * tensor.shape[1])
+        return torch.cat([tensor[:, :cut], other[:, cut:]], dim=1)
+
+    paths = iter(batches.leaves(first))
+    return batches.transform(first, lambda tensor: mix(next(paths), tensor))
+
+
+class _Run(nn.Module):
+    """A model with the way to run it, so that its weights can be replaced for one pass."""
+
+    def __init__(self, model: nn.Module, forward: Forward) -> None:
+        super().__init__()
+        self.model = model
+        self._forward = forward
+
+    def forward(self, batch: Tree) -> Any:  # Any: the model's output
+        """Run the model."""
+        return self._forward(self.model, batch)
+
+
+class AnswerMark(Mark):
+    """The mark while it is embedded.
+
+    Args:
+        model: The model.
+        inputs: Inputs of the key.
+        answers: Their drawn answers.
+        scheme: Settings of the loss.
+        forward: How to run the model.
+        seed: Seed of the weight noise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Tree,
+        answers: Tensor,
+        scheme: DeepSignsBlackBox,
+        forward: Forward,
+        seed: int,
+    ) -> None:
+        self.model, self.inputs, self.answers = model, inputs, answers
+        self.scheme, self.seed = scheme, seed
+        self.run = _Run(model, forward)
+        self.step = 0
+
+    def loss(self) -> Tensor:
+        """Return the weighted mean of softplus(margin - lead); zero in the steps skipped."""
+        due = self.step % self.scheme.every == 0
+        self.step += 1
+        device = next(self.model.parameters()).device
+        if not due:
+            return torch.zeros((), device=device)
+        inputs = batches.transform(self.inputs, lambda tensor: tensor.to(device))
+        answers = self.answers.to(device)
+        with quiet(self.model):
+            output = torch.func.functional_call(self.run, self._noisy(), (inputs,))
+        scores = getattr(output, "logits", output).float()
+        own = scores.gather(1, answers[:, None])[:, 0]
+        rival = scores.scatter(1, answers[:, None], -torch.inf).amax(dim=1)
+        if self.scheme.plain:
+            return self.scheme.weight * functional.cross_entropy(scores, answers)
+        return self.scheme.weight * functional.softplus(self.scheme.margin - own + rival).mean()
+
+    def _noisy(self) -> dict[str, Tensor]:
+        """Return the weights with noise in proportion to each tensor's spread."""
+        if not self.scheme.noise:
+            return {}
+        generator = torch.Generator().manual_seed((self.seed + self.step) % (1 << 63))
+        made = {}
+        for name, weights in self.model.named_parameters():
+            if weights.ndim > 1 and weights.is_floating_point():
+                raw = torch.randn(weights.shape, generator=generator).to(weights)
+                made[f"model.{name}"] = weights + raw * self.scheme.noise * weights.detach().std()
+        return made
+
+    def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
+        """Return the number of steps made."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
+        """Go on from that step."""
+        self.step = int(state["step"])

@@ -1,0 +1,155 @@
+"""Inputs of a key: in groups, checked against the layout, and shown to a model in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from earmark.errors import KeyFileError, UsageError
+from earmark.hosts import batches
+from earmark.hosts.access import Host
+from earmark.hosts.batches import Tree
+from earmark.keys.secret import Disclosure, Key
+from earmark.keys.stream import KeyStream
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Inputs with the group each belongs to.
+
+    Args:
+        inputs: A batch.
+        group: (inputs,) group of each; -1 is the neutral reference set.
+        count: Number of groups.
+    """
+
+    inputs: Tree
+    group: Tensor
+    count: int
+
+
+def split_labels(inputs: Tree) -> tuple[Tree, Tensor | None]:
+    """Return the inputs and, if the batch is a pair with integer labels, those labels."""
+    if isinstance(inputs, (tuple, list)) and len(inputs) == 2:
+        last = inputs[1]
+        if isinstance(last, Tensor) and last.ndim == 1 and not last.is_floating_point():
+            return inputs[0], last.long()
+    if isinstance(inputs, dict) and isinstance(inputs.get("labels"), Tensor):
+        rest = {name: part for name, part in inputs.items() if name != "labels"}
+        return rest, inputs["labels"].long()
+    return inputs, None
+
+
+def choose(
+    inputs: Tree,
+    host: Host,
+    tap: str,
+    stream: KeyStream,
+    *,
+    count: int,
+    size: int,
+    references: int,
+) -> Chosen:
+    """Choose groups and a reference set from candidates; no bit of the message is known yet.
+
+    Groups are classes where the candidates come with labels, else the components of a Gaussian
+    mixture with diagonal covariances, fitted to the host's activations.
+
+    Args:
+        inputs: Candidates.
+        host: The model to be marked.
+        tap: Layer on which a mixture is fitted.
+        stream: Keyed randomness that chooses.
+        count: Number of groups; 0 takes as many as there are labels, or 8 without.
+        size: Inputs of a group.
+        references: Inputs of the reference set; fewer if the candidates do not suffice.
+
+    Raises:
+        UsageError: Too few candidates.
+    """
+    plain, labels = split_labels(inputs)
+    total = batches.size(plain)
+    if total < 16:
+        raise UsageError(f"{total} candidate inputs are too few.", expected="At least 16.")
+    order = np.array(stream.permutation(total))
+    neutral = order[: min(references, total // 2)]
+    rest = order[len(neutral) :]
+    if labels is None:
+        features = host.features(plain, [tap])[tap]
+        member = components(features[rest], count or 8, seed=stream.integer(1 << 31))
+    else:
+        member = labels.numpy()[rest]
+    names, sizes = np.unique(member, return_counts=True)
+    wanted = count or len(names)
+    if len(names) < wanted:
+        raise UsageError(f"The candidates fall into {len(names)} groups, not {wanted}.")
+    best = np.sort(names[np.argsort(-sizes, kind="stable")[:wanted]])
+    picked, group = [neutral], [np.full(len(neutral), -1)]
+    for i, name in enumerate(best):
+        own = rest[member == name][:size]
+        picked.append(own)
+        group.append(np.full(len(own), i))
+    index = torch.from_numpy(np.concatenate(picked))
+    return Chosen(
+        batches.take(plain, index), torch.from_numpy(np.concatenate(group)).long(), wanted
+    )
+
+
+def components(features: NDArray[np.float64], count: int, *, seed: int) -> NDArray[np.int64]:
+    """Return the likeliest component of each row in a diagonal Gaussian mixture."""
+    import warnings
+
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(count, covariance_type="diag", reg_covar=1e-3, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found: NDArray[np.int64] = mixture.fit(features).predict(features)
+    if len(np.unique(found)) < count:  # a component died: cut along the first axis instead
+        axis = features - features.mean(axis=0)
+        found = np.argsort(np.argsort(axis @ axis[0])) * count // len(features)
+    return found
+
+
+def checked(key: Key | Disclosure) -> Tree:
+    """Return a key's inputs if they are those that its layout fixes.
+
+    Raises:
+        UsageError: There are none.
+        KeyFileError: They are others.
+    """
+    if key.inputs is None:
+        raise UsageError(
+            "The key's inputs are missing.", hint="Load them from where the key was made."
+        )
+    if batches.tree_digest(key.inputs) != key.layout.inputs:
+        raise KeyFileError("The inputs are not those that the key's layout fixes.")
+    return key.inputs
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Let a model see the key's inputs as it sees a batch, without remembering them.
+
+    Batch norm uses the batch's own statistics and keeps its running ones; dropout is off.
+    """
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    modes = [(module, module.training) for module in model.modules()]
+    kept = [module for module in model.modules() if isinstance(module, norms)]
+    tracked = [module.track_running_stats for module in kept]
+    model.eval()
+    for norm in kept:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for norm, track in zip(kept, tracked, strict=True):
+            norm.track_running_stats = track

@@ -1,0 +1,234 @@
+"""White-box DeepSigns: round trip, exact law, permutation, payload, capacity; the paper's form."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from earmark import policy
+from earmark.attacks.base import Budget
+from earmark.attacks.obfuscate import Obfuscate, Permute
+from earmark.attacks.prune import Prune
+from earmark.errors import CapacityError, CarrierError, KeyFileError, UsageError
+from earmark.hosts.module import ModuleHost
+from earmark.schemes.deepsigns import DeepSigns, codeword, matched
+from earmark.schemes.deepsigns_paper import DeepSignsPaper, normal
+from earmark.schemes.embedding import embed
+from earmark.testing import check_scheme, tiny_task
+from earmark.training import train
+
+SCHEME = DeepSigns(bits=128, margin=1.2, every=1, weight=1.0)
+
+
+def samples(task, count=512):
+    apart = tiny_task(task.name.removeprefix("tiny "), samples=count, seed=77)
+    parts = list(apart.stream("test", 0))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tiny_task("mlp")
+
+
+@pytest.fixture(scope="module")
+def plain(task):
+    return train(task, seed=0).model
+
+
+@pytest.fixture(scope="module")
+def key(task, plain):
+    return SCHEME.new_key(task.host(plain), inputs=samples(task), secret=bytes(32))
+
+
+@pytest.fixture(scope="module")
+def marked(task, plain, key):
+    return embed(task, SCHEME, key, seed=1, model=copy.deepcopy(plain)).model
+
+
+def bits(scheme, model, key):
+    return -policy.log2_p(scheme.measure(ModuleHost(model), key))
+
+
+def test_conforms():
+    check_scheme(DeepSigns(bits=96, margin=1.0, every=1), keys=30)
+
+
+def test_paper_mode_conforms():
+    check_scheme(
+        DeepSignsPaper(bits=24, carriers=3, push=0.1, samples=200),
+        hosts=("mlp",),
+        keys=30,
+        bits=20,
+    )
+
+
+def test_marked_model_shows_every_bit_and_keeps_its_accuracy(task, plain, marked, key):
+    evidence = SCHEME.measure(task.host(marked), key)
+    assert evidence.hits == evidence.trials == 128
+    assert SCHEME.bit_error_rate(evidence) == 0.0
+    assert task.evaluate(marked) >= task.evaluate(plain) - 1.0
+
+
+def test_unmarked_model_and_other_keys_show_nothing(task, plain, marked, key):
+    assert bits(SCHEME, plain, key) < 12
+    other = SCHEME.new_key(task.host(plain), inputs=samples(task), secret=bytes([1] * 32))
+    assert bits(SCHEME, marked, other) < 12
+
+
+def test_a_key_bound_to_another_beacon_reads_other_bits(task, marked, key):
+    assert bits(SCHEME, marked, key.bind("ab" * 32)) < 12
+
+
+def test_permutation_scaling_and_dummies_are_undone(task, marked, key):
+    budget = Budget(task)
+    moved = Permute().run(marked, budget, seed=3)
+    assert SCHEME.measure(ModuleHost(moved), key).hits == 128
+    hidden = Obfuscate().run(marked, budget, seed=3)
+    evidence = SCHEME.measure(ModuleHost(hidden), key)
+    assert evidence.details["reading"] == "matched"
+    assert evidence.hits >= 126
+
+
+def test_without_matching_a_permutation_would_erase_the_mark(task, marked, key):
+    from earmark.schemes.deepsigns import Plan
+
+    moved = Permute().run(marked, Budget(task), seed=3)
+    plan = Plan.of(key)
+    z = plan.read(ModuleHost(moved).features(plan.inputs, plan.names))
+    assert 30 < int((z * plan.signs > 0).sum()) < 98
+
+
+def test_matching_leaves_the_law_of_an_innocent_model(task, marked, key):
+    """The reference is the unmarked model: whom it is matched to tells nothing of the bits."""
+    counts = []
+    for seed in range(12):
+        innocent = train(task, seed=100 + seed).model
+        features = ModuleHost(innocent).features(*_inputs_and_names(key))
+        for beacon in range(25):
+            plan = _plan(key.bind(f"{beacon:064x}"))
+            counts.append(int((plan.read(plan.match(features)) * plan.signs > 0).sum()))
+    mean = np.mean(counts) / 128
+    assert abs(mean - 0.5) < 4 * 0.5 / np.sqrt(128 * len(counts))
+
+
+def _plan(key):
+    from earmark.schemes.deepsigns import Plan
+
+    return Plan.of(key)
+
+
+def _inputs_and_names(key):
+    plan = _plan(key)
+    return plan.inputs, plan.names
+
+
+def test_pruning_leaves_a_claim(task, marked, key):
+    pruned = Prune(share=0.5).run(marked, Budget(task), seed=0)
+    assert bits(SCHEME, pruned, key) >= 64
+
+
+def test_one_shard_alone_is_counted_alone(task, marked, key):
+    from earmark.keys.secret import Disclosure
+
+    owner = "0" * 64
+    revealed = Disclosure(key.opening(owner), key.reveal([1, 3]), key.inputs)
+    evidence = SCHEME.measure(task.host(marked), revealed)
+    assert (evidence.trials, evidence.hits, evidence.shards) == (64, 64, (1, 3))
+
+
+def test_payload_is_read_back_without_knowing_it(task, plain):
+    scheme = replace(SCHEME, payload="cafe")
+    key = scheme.new_key(task.host(plain), inputs=samples(task), secret=bytes([5] * 32))
+    model = embed(task, scheme, key, seed=1, model=copy.deepcopy(plain)).model
+    assert scheme.measure(task.host(model), key).hits == 128
+    decoded = DeepSigns().read_payload(task.host(model), key, size=2)
+    assert decoded.ok
+    assert decoded.message == bytes.fromhex("cafe")
+    assert bits(replace(scheme, payload="beef"), model, key) < bits(scheme, model, key) - 20
+
+
+def test_payload_that_is_no_hexadecimal_is_refused():
+    with pytest.raises(UsageError, match="hexadecimal"):
+        codeword("xyz", 64)
+
+
+def test_too_many_bits_are_refused_before_training(task, plain):
+    with pytest.raises(CapacityError, match="at most") as caught:
+        DeepSigns(bits=4096).new_key(task.host(plain), inputs=samples(task))
+    most = int(str(caught.value).split("at most ")[1].split(" ")[0])
+    DeepSigns(bits=most).new_key(task.host(plain), inputs=samples(task))
+
+
+def test_changed_inputs_are_refused(task, marked, key):
+    other = {**key.inputs, "group": key.inputs["group"].roll(1)}
+    with pytest.raises(KeyFileError):
+        SCHEME.measure(task.host(marked), replace(key, inputs=other))
+    with pytest.raises(UsageError, match="missing"):
+        SCHEME.measure(task.host(marked), replace(key, inputs=None))
+
+
+def test_suspect_without_the_layer_is_refused(key):
+    with pytest.raises(CarrierError):
+        SCHEME.measure(ModuleHost(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), key)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bits": 0}, {"margin": 0.0}, {"references": 1}, {"bits": 2}, {"every": 0}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(UsageError):
+        DeepSigns(**wrong)
+
+
+def test_units_are_matched_through_permutation_scale_and_extra_units():
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(40, 12))
+    order = generator.permutation(12)
+    signs = np.where(np.arange(12) < 3, -1.0, 1.0)
+    found = np.concatenate(
+        [3 * reference[:, order] * signs[order] + signs[order], generator.normal(size=(40, 5))],
+        axis=1,
+    )
+    back = matched(found, reference, np.arange(40) < 30)
+    assert np.allclose(back, 3 * reference + 1)
+
+
+def test_paper_mode_reads_activations_not_centers(task, plain):
+    scheme = DeepSignsPaper(bits=16, carriers=2, push=0.1, samples=100)
+    key = scheme.new_key(task.host(plain), inputs=samples(task), secret=bytes(32))
+    model = copy.deepcopy(plain)
+    with scheme.attach(model, key) as mark:
+        for _ in range(60):
+            mark.loss().backward()
+            mark.after_step(0.1)
+        model.zero_grad()
+    assert scheme.measure(ModuleHost(model), key).hits < 30  # centers alone moved
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+@pytest.mark.parametrize("separate", [False, True])
+def test_paper_losses_are_finite_and_reach_the_network(task, plain, variant, separate):
+    scheme = DeepSignsPaper(variant=variant, separate=separate, start="random")
+    key = scheme.new_key(task.host(plain), inputs=samples(task), secret=bytes(32))
+    model = copy.deepcopy(plain)
+    with scheme.attach(model, key) as mark:
+        value = mark.loss()
+        value.backward()
+        state = mark.state_dict()
+        mark.load_state_dict(state)
+    assert torch.isfinite(value)
+    assert model.fc1.weight.grad.abs().sum() > 0
+    assert all(center.grad is not None for center in mark.parameters())
+
+
+def test_keyed_normal_numbers_look_normal():
+    from earmark.keys.stream import KeyStream
+
+    found = normal(KeyStream(bytes(32), "x"), (100, 100)).ravel()
+    assert abs(found.mean()) < 0.05
+    assert abs(found.std() - 1) < 0.05
+    assert abs(np.mean(np.abs(found) > 1.96) - 0.05) < 0.01
