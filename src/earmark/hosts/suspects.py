@@ -46,12 +46,11 @@ def load_suspect(model: nn.Module, path: str | Path) -> nn.Module:
     stored = set(host.tensor_names())
     for prefix, module in model.named_modules():
         if isinstance(module, _ELASTIC):
+            names = {f"{prefix}.{name}".lstrip("."): name for name in module.state_dict()}
             shapes = {
-                name: host.tensor_shape(f"{prefix}.{name}")
-                for name in module.state_dict()
-                if f"{prefix}.{name}" in stored
+                name: host.tensor_shape(full) for full, name in names.items() if full in stored
             }
-            _resize(module, shapes, prefix)
+            _resize(module, shapes, prefix or "the model")
     load_state(model, path)
     return model
 
