@@ -353,6 +353,22 @@ def read(cells: Cells, values: NDArray[np.float32]) -> Reading:
     return Reading(cells.layer, cells.numbers, z, steps, cells.pads)
 
 
+def without(cells: Cells, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the weights of cells without their part along each group's signs.
+
+    The flips do not enter: the result is the same for all of them.
+
+    Args:
+        cells: The secret geometry.
+        values: The weights, (cells, weights).
+    """
+    signs = cells.signs.astype(np.float32)
+    parts = values.reshape(signs.shape)
+    along = (parts * signs).mean(axis=2, keepdims=True)
+    made: NDArray[np.float32] = (parts - along * signs).reshape(values.shape)
+    return made
+
+
 def push(
     values: NDArray[np.float32],
     pattern: NDArray[np.int8],

@@ -266,6 +266,37 @@ class DeepWater(Scheme):
             notes=(*notes, *getattr(suspect, "notes", ())),
         )
 
+    def reference(self, released: Host, key: Key | Disclosure) -> ArrayHost:
+        """Return a model's weights with the carrier projected out, for aligning suspects to.
+
+        In every group of every cell at hand, the part of the weights along the group's keyed signs
+        is removed. The result stays the same if any of the key's flips change, so that aligning an
+        innocent suspect to it tells nothing about them. It gives away the cells at hand to whoever
+        also has the released model: make it from a disclosure, or keep it.
+
+        Args:
+            released: The model as it was released, or as it was before it was marked.
+            key: The key, or the part of it that a claim reveals.
+
+        Raises:
+            AccessError, KeyLayoutError, CarrierError: As in :meth:`measure`.
+        """
+        from earmark.hosts.arrays import ArrayHost
+
+        self.check_key(key)
+        released.require(Access.WEIGHTS, by=self.name)
+        tensors = {name: released.tensor(name) for name in released.tensor_names()}
+        for layer in cells_of.layers(key.layout):
+            if layer.name not in tensors or tensors[layer.name].shape != layer.shape:
+                raise _lacking(layer.name, None, layer)
+            cells = cells_of.reveal(layer, key.shards, key.layout.shards)
+            if cells is not None:
+                flat = np.array(tensors[layer.name], np.float32).reshape(-1)
+                positions = cells.positions()
+                flat[positions] = cells_of.without(cells, flat[positions])
+                tensors[layer.name] = flat.reshape(layer.shape)
+        return ArrayHost(tensors, digest=released.digest())
+
     def read_payload(self, suspect: Host, key: Key | Disclosure) -> Decoded:
         """Read the identifier back from a suspect's weights.
 
