@@ -227,6 +227,18 @@ def test_coalitions_are_caught(colluders, strategy):
     assert sum(wrong for _, wrong in results) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("colluders", "flip_rate"), [(1, 0.15), (2, 0.0), (2, 0.1), (3, 0.0), (3, 0.1)]
+)
+def test_tracing_at_length(colluders, flip_rate, strategy):
+    rng = np.random.default_rng(1000 * colluders + STRATEGIES.index(strategy))
+    results = [caught(colluders, strategy, rng, flip_rate=flip_rate) for _ in range(100)]
+    assert sum(hit for hit, _ in results) >= (99 if colluders == 1 else 95)
+    assert sum(wrong for _, wrong in results) == 0
+
+
 def test_single_leaks_are_caught_after_damage():
     rng = np.random.default_rng(7)
     results = [caught(1, "majority", rng, flip_rate=0.15) for _ in range(40)]
