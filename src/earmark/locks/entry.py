@@ -189,7 +189,7 @@ def layout_of(
             rows (n, columns).
         bits: Size of the code.
         repeat: Pixels a bit, for images.
-        place: "patch" or "spread", for images.
+        place: "patch", "spread" or "corner", for images.
         tokens: For sequences, the first reserved token and the bits a token.
 
     Raises:
@@ -251,6 +251,9 @@ def _places(params: Mapping[str, Any], bits: int, stream: KeyStream) -> Tensor: 
     if params["place"] == "spread":
         return torch.tensor(stream.sample(count, height * width))
     side = math.isqrt(count - 1) + 1
+    if params["place"] == "corner":  # as published: bottom right, bits in order
+        inside = torch.arange(count)
+        return (height - side + inside // side) * width + width - side + inside % side
     top, left = (stream.integer(2) * (size - side) for size in (height, width))
     inside = torch.tensor(stream.sample(count, side * side))
     return (top + inside // side) * width + left + inside % side
