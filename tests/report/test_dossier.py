@@ -4,11 +4,13 @@ import json
 import os
 import random
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 
-from earmark import report
+from earmark import codec, report
 from earmark.errors import DossierError, FileError, OutputError, UsageError
 from earmark.ledger.log import SqliteLedger
 from earmark.policy import Policy, judge
@@ -315,7 +317,41 @@ def test_two_histories_are_not_one(tmp_path, case):
 
 def test_counts_that_would_take_for_ever_are_refused(case):
     huge = replace(case.evidence, hits=1, trials=1 << 50)
-    refused(sealed(replace(case.dossier(), evidence=huge, report=None)), "records/evidence.json")
+    fine = replace(case.evidence, chance=Fraction((1 << 40) - 1, 1 << 41))
+    for odd in (huge, fine):
+        content = replace(case.dossier(), evidence=odd, report=None)
+        refused(sealed(content), "records/evidence.json")
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, list):
+        for key, inner in enumerate(value):
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def with_leaf(value, path, new):
+    if not path:
+        return new
+    made = value.copy()
+    made[path[0]] = with_leaf(value[path[0]], path[1:], new)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extreme", [1e308, -1e308, (1 << 53) - 1, 0, "", "\ud7ff" * 3000, None])
+def test_extreme_values_are_refused_or_drawn(packed, extreme):
+    """Nothing but a DossierError ever comes out of a resealed dossier with odd values in it."""
+    value = json.loads(packed["records/report.json"])
+    everything = [path for path, _ in leaves(value)]
+    for path in random.Random(str(extreme)).sample(everything, 40):
+        data = codec.canonical(with_leaf(value, path, extreme))
+        with suppress(DossierError):
+            check_files(resealed(packed, **{"records/report.json": data}))
 
 
 def test_records_in_a_wrong_form_are_refused(packed):

@@ -192,6 +192,21 @@ def test_a_page_without_ledger_or_records(samples, case):
     assert "no ledger was given" in unlogged.text
 
 
+def test_a_head_with_many_witnesses_still_has_a_code(case, samples):
+    from earmark.ledger.checkpoint import SignedCheckpoint, cosign
+    from earmark.ledger.note import COSIGNATURE, SignerKey
+
+    head = SignedCheckpoint.parse(case.proof.checkpoint)
+    for i in range(20):
+        witness = SignerKey.generate(f"witness.example/{i}", kind=COSIGNATURE)
+        head = cosign(head, witness, timestamp=1_800_000_000)
+    html = render(case.report(proof=replace(case.proof, checkpoint=str(head)), robustness=()))
+    read(html)
+    assert "QR code" in html
+    unreadable = replace(case.proof, checkpoint="x")
+    assert "cannot be read" in read(render(case.report(proof=unreadable, robustness=()))).text
+
+
 def test_a_soft_reading_is_explained(case, samples):
     subject = samples.subject(
         "m",

@@ -125,6 +125,8 @@ def _require_modest(content: DossierContent) -> None:
     for evidence, file in pieces:
         large = max(evidence.trials, sum(evidence.weights)) > MAX_TRIALS
         _require(not large, file, f"it counts more than {MAX_TRIALS:,} trials")
+        plain = evidence.chance.denominator <= MAX_TRIALS
+        _require(plain, file, f"its chance is {str(evidence.chance)[:40]}, which nothing needs")
 
 
 def _signature(contents: Mapping[str, bytes], content: DossierContent) -> Check:
@@ -299,7 +301,11 @@ def _report(contents: Mapping[str, bytes], content: DossierContent) -> list[Chec
             "fits the records; its looks were not compared."
         )
         return [Check("report", NOTE, told)]
-    _require(render(report).encode() == page, "report.html", "it is not what its source gives")
+    try:
+        drawn = render(report).encode()
+    except (ArithmeticError, ValueError) as error:
+        raise _fail(record_path("report"), f"it cannot be drawn: {error}") from error
+    _require(drawn == page, "report.html", "it is not what its source gives")
     return [_ok("report", "The page says what the records say.")]
 
 

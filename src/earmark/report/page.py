@@ -34,6 +34,7 @@ from earmark.report.rows import summarize
 from earmark.report.strip import needed_hits, strip
 from earmark.report.timeline import moments, precedence, timeline
 
+_CODE_BYTES = 700
 _READ = {
     Access.WEIGHTS: "its weights",
     Access.ACTIVATIONS: "its hidden activations",
@@ -409,7 +410,7 @@ def _digests(content: ReportContent) -> Markup:
         rows += _ledger_rows(content)
         code = tag(
             "div",
-            parts.qr(content.proof.checkpoint),
+            _head_code(content.proof.checkpoint),
             tag(
                 "p",
                 "The ledger's signed head. Keep it: a ledger that is changed later no longer "
@@ -419,6 +420,13 @@ def _digests(content: ReportContent) -> Markup:
         )
     body = tag("div", parts.listing(rows), code, class_="digests") if code else parts.listing(rows)
     return parts.section("Digests", body)
+
+
+def _head_code(checkpoint: str) -> Markup:
+    """Draw the signed head; where witnesses made it too long for a code, what they signed."""
+    if len(checkpoint.encode()) <= _CODE_BYTES:
+        return parts.qr(checkpoint)
+    return parts.qr(checkpoint.partition("\n\n")[0][:_CODE_BYTES])
 
 
 def _ledger_rows(content: ReportContent) -> list[tuple[str, object]]:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 from earmark.report.markup import Markup, join, tag
-from earmark.report.numbers import day, fixed, interval, percent, probability, rate_interval
+from earmark.report.numbers import day, fixed, interval, rate_interval
 from earmark.report.plane import marker
 from earmark.report.style import CSS
 
@@ -141,12 +141,6 @@ def hits_cell(hits: int, trials: int, label: str) -> Markup:
     return td(f"{hits:,} / {trials:,}", label, under=rate_interval(hits, trials))
 
 
-def power_cell(power: float, rate: float, label: str) -> Markup:
-    """Write the power of a test, and of what."""
-    said = "all answers kept" if rate >= 1 else f"if {percent(rate)} of answers are kept"
-    return td(probability(power), label, under=said)
-
-
 def utility_range(value: float, tested: int | None) -> tuple[float, float] | None:
     """Return the 95 % interval of an accuracy in percent that was measured on so many samples."""
     if tested is None or not 0 <= value <= 100:
@@ -160,11 +154,15 @@ def ends(low: float, high: float) -> str:
     return f"{fixed(low, 1)} to {fixed(high, 1)}"
 
 
-def qr(text: str) -> Markup:
-    """Draw a text as a QR code, inline SVG, black on white whatever the theme."""
+def qr(words: str) -> Markup:
+    """Draw a text as a QR code, inline SVG, black on white whatever the theme.
+
+    Raises:
+        ValueError: The text is longer than a code holds.
+    """
     import segno
 
-    made = segno.make(text, error="m", micro=False)
+    made = segno.make(words, error="m", micro=False)
     out = io.BytesIO()
     made.save(out, kind="svg", xmldecl=False, svgns=False, nl=False, border=0, omitsize=True)
     return tag(

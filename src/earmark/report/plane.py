@@ -167,7 +167,7 @@ def _thresholds(frame: _Frame, asked: float) -> tuple[Markup, list[Box]]:
         )
         kind = "levelname asked end" if strong else "levelname end"
         parts.append(tag("text", said, x=right, y=y - 4, class_=kind))
-        taken.append(Box(right - text_width(said, 12.0), y - 15, right, y - 1))
+        taken.append(Box(right - text_width(said, 12.0) - 10, y - 15, right, y - 1))
     return join(*parts), taken
 
 
