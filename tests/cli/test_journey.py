@@ -1,0 +1,205 @@
+"""Protect, verify, attack, register, report, ledger: the main job on the smallest real data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+
+from earmark.bench import zoo
+from earmark.hosts.files import save_release
+
+
+def _verify(desk, suspect, *more: str) -> list[str]:
+    return ["verify", str(suspect), "--task", desk.task, "--vault", desk.vault, *more]
+
+
+@pytest.fixture(scope="session")
+def innocent(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("innocent") / "innocent.safetensors"
+    torch.manual_seed(9)
+    save_release(zoo.SmallCnn((1, 8, 8), 10), path)
+    return path
+
+
+def test_the_release_is_shown(desk, earmark, earmark_json) -> None:
+    code, document = earmark_json(*_verify(desk, desk.release))
+    assert code == 0
+    assert document["outcome"] == "shown"
+    assert document["verdict"]["bits"] >= 128
+    code, out, _ = earmark(*_verify(desk, desk.release))
+    assert out.startswith("MARK SHOWN")
+    assert "1 in" in out
+
+
+def test_an_innocent_model_is_not(desk, innocent, earmark) -> None:
+    code, out, _ = earmark(*_verify(desk, innocent))
+    assert code == 1
+    assert out.startswith("MARK NOT SHOWN")
+
+
+def test_the_release_is_plain_safetensors(desk) -> None:
+    from safetensors.torch import load_file
+
+    state = load_file(desk.release)
+    assert set(state) == set(zoo.SmallCnn((1, 8, 8), 10).state_dict())
+
+
+def test_attack_then_verify(desk, earmark, earmark_json, tmp_path) -> None:
+    out = tmp_path / "pruned.safetensors"
+    code, document = earmark_json(
+        "attack", desk.release, "--task", desk.task, "--attack", "prune", "--set", "share=0.5",
+        "-o", str(out), "--vault", desk.vault,
+    )  # fmt: skip
+    assert code == 0
+    assert document["utility"] <= document["utility_before"] + 1
+    assert earmark(*_verify(desk, out))[0] == 0
+    code, _, err = earmark(
+        "attack", desk.release, "--task", desk.task, "--attack", "prun", "-o", str(out),
+        "--vault", desk.vault,
+    )  # fmt: skip
+    assert code == 2
+    assert "Did you mean prune" in err
+
+
+def test_register_and_ledger(desk, earmark, earmark_json, tmp_path) -> None:
+    copied = tmp_path / "vault"
+    shutil.copytree(desk.vault, copied)
+    head = tmp_path / "head.txt"
+    head.write_text(earmark("ledger", "head", "--vault", copied)[1])
+    code, document = earmark_json("register", desk.task, "--vault", copied)
+    assert code == 0
+    assert document["index"] == 2
+    assert earmark("ledger", "check", "--vault", copied, "--against", head)[0] == 0
+    code, document = earmark_json("ledger", "log", "--vault", copied)
+    assert [entry["schema"] for entry in document["entries"]] == [
+        "earmark/commitment/1", "earmark/release/1", "earmark/release/1",
+    ]  # fmt: skip
+    assert document["entries"][1]["files"].keys() == {"release.safetensors"}
+    assert earmark("ledger", "show", "0", "--vault", copied)[0] == 0
+    newer = tmp_path / "newer.txt"
+    newer.write_text(earmark("ledger", "head", "--vault", copied)[1])
+    code, _, err = earmark("ledger", "check", "--vault", desk.vault, "--against", newer)
+    assert code == 4
+    assert "E302" in err
+
+
+def test_a_tampered_ledger_is_found(desk, earmark, tmp_path) -> None:
+    copied = tmp_path / "vault"
+    shutil.copytree(desk.vault, copied)
+    database = sqlite3.connect(copied / "ledger.sqlite")
+    tables = [
+        row[0] for row in database.execute("select name from sqlite_master where type='table'")
+    ]
+    table = next(name for name in tables if "entr" in name)
+    column = next(
+        row[1] for row in database.execute(f"pragma table_info({table})") if row[2] == "BLOB"
+    )
+    (raw,) = database.execute(f"select {column} from {table} limit 1 offset 1").fetchone()
+    database.execute(
+        f"update {table} set {column} = ? where rowid = (select max(rowid) from {table})",
+        (raw[:-3] + b"9" + raw[-2:],),
+    )
+    database.commit()
+    database.close()
+    code, _, err = earmark("ledger", "check", "--vault", copied)
+    assert code == 4
+    assert "E302" in err
+
+
+def test_dossier_is_checked_and_a_changed_one_refused(desk, earmark, tmp_path) -> None:
+    copied = tmp_path / "vault"
+    shutil.copytree(desk.vault, copied)
+    folder = tmp_path / "dossier"
+    code, out, _ = earmark(
+        "verify", desk.release, "--task", desk.task, "--vault", copied, "--dossier", folder
+    )
+    assert code == 0
+    page = tmp_path / "report.html"
+    code, out, _ = earmark("report", folder, "-o", page)
+    assert code == 0
+    assert "Judged again" in out
+    assert "<script" not in page.read_text()
+    evidence = folder / "records" / "evidence.json"
+    body = json.loads(evidence.read_text())
+    evidence.write_text(evidence.read_text().replace(f'"hits":{body["hits"]}', '"hits":1'))
+    code, _, err = earmark("report", folder)
+    assert code == 4
+    assert "evidence.json" in err
+
+
+def test_errors_name_the_matter(desk, earmark, tmp_path, monkeypatch) -> None:
+    lying = tmp_path / "lying.safetensors"
+    lying.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(Path(desk.release).read_bytes()[:-100])
+    pickled = tmp_path / "pickled.pt"
+    torch.save({"a": torch.zeros(1)}, pickled)
+    other = tmp_path / "other.safetensors"
+    save_release(zoo.Mlp((1, 8, 8), 10), other)
+    cases = [
+        (_verify(desk, tmp_path / "missing.safetensors"), 5, "missing.safetensors"),
+        (_verify(desk, lying), 5, "lying.safetensors"),
+        (_verify(desk, truncated), 5, "truncated.safetensors"),
+        (_verify(desk, pickled), 5, "pickled.pt"),
+        (_verify(desk, other), 5, "does not fit"),
+        (["verify", desk.release, "--vault", desk.vault], 2, "--task"),
+        (_verify(desk, desk.release, "--key", "ffff"), 2, "exactly one"),
+        (["verify", desk.release, "--vault", str(tmp_path)], 5, "no vault"),
+        (["protect", desk.task, "-o", desk.release, "--vault", desk.vault], 2, "--force"),
+        (["protect", desk.task, "-o", str(tmp_path / "no" / "x"), "--vault", desk.vault], 5, "no/x"),
+        (["protect", "none.py", "-o", str(tmp_path / "x"), "--vault", desk.vault], 5, "none.py"),
+        (
+            ["protect", desk.task, "-o", str(tmp_path / "x"), "--vault", desk.vault,
+             "--set", "taps=[\"fcc\"]"], 2, "Nearest names",
+        ),
+        (
+            ["protect", desk.task, "-o", str(tmp_path / "x"), "--vault", desk.vault,
+             "--set", "trigers=9"], 2, "Did you mean 'triggers'",
+        ),
+        (
+            ["protect", desk.task, "-o", str(tmp_path / "x"), "--vault", desk.vault,
+             "--scheme", "mtlsgn"], 2, "Did you mean mtlsign",
+        ),
+        (["report", str(tmp_path)], 4, "E303"),
+    ]  # fmt: skip
+    before = sorted(tmp_path.iterdir())
+    for arguments, code, words in cases:
+        got, out, err = earmark(*arguments)
+        assert (got, words in err) == (code, True), (arguments, got, err)
+        assert "Traceback" not in err
+        assert not out
+    assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.setenv("EARMARK_PASSPHRASE", "wrong")
+    code, _, err = earmark(*_verify(desk, desk.release))
+    assert code == 4
+    assert "wrong passphrase" in err
+
+
+def test_a_key_of_another_layout_is_refused(desk, earmark, tmp_path) -> None:
+    copied = tmp_path / "vault"
+    shutil.copytree(desk.vault, copied)
+    inputs = next((copied / "inputs").iterdir())
+    data = bytearray(inputs.read_bytes())
+    data[-1] ^= 1
+    inputs.write_bytes(data)
+    code, _, err = earmark("verify", desk.release, "--task", desk.task, "--vault", copied)
+    assert code == 4
+    assert "changed since they were committed" in err
+
+
+def test_nothing_is_overwritten_and_secrets_stay_home(desk, earmark) -> None:
+    code, out, err = earmark("verify", desk.release, "--task", desk.task, "--vault", desk.vault)
+    from earmark.vault import Vault
+
+    key = Vault.open(desk.vault).key("", "correct horse battery staple")
+    for secret in (key._secret, key.shard(0).secret):
+        assert secret.hex() not in out + err
+    for path in Path(desk.vault).rglob("*"):
+        if path.is_file():
+            assert key._secret not in path.read_bytes()
+            assert key._secret.hex().encode() not in path.read_bytes()
