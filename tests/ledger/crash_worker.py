@@ -228,6 +228,8 @@ def compete(path, side, count):
     """Append `count` entries one by one, and in batches, and say which places they got."""
     places = []
     with SqliteLedger.open(path) as ledger:
+        os.write(2, b"ready\n")
+        sys.stdin.readline()
         for number in range(count):
             batch = [b'{"number":%d,"side":"%s"}' % (number, side.encode())] * (1 + number % 2)
             places += [receipt.index for receipt in ledger.append_many(batch)]

@@ -131,6 +131,27 @@ def test_what_was_changed_is_found_where_it_is(path, case):
     assert expected in str(caught.value)
 
 
+def test_a_record_whose_tree_hashes_were_all_changed_to_match_is_found_by_the_signature(path):
+    statements, peaks = [("UPDATE entries SET record = ? WHERE id = 5", (b"{}",))], ()
+    for number in range(8):
+        leaf = merkle.leaf_hash(b"{}" if number == 5 else entry(number))
+        peaks, new = merkle.grow(peaks, number, leaf)
+        statements += [
+            ("UPDATE nodes SET hash = ? WHERE id = ?", (value, place))
+            for place, value in enumerate(new, start=merkle.node_count(number))
+        ]
+    edit(path, *statements)
+    with SqliteLedger.open(path) as ledger:
+        assert ledger.get(5) == b"{}"
+        with pytest.raises(
+            LedgerError, match="checkpoint of 7 entries signs another root"
+        ) as caught:
+            ledger.check()
+        assert "Entries 0 to 1 are intact" in str(caught.value)
+        with pytest.raises(LedgerError, match="does not match its checkpoint"):
+            ledger.append(entry(8))
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -129,7 +129,7 @@ def test_a_creation_killed_at_any_system_call_leaves_no_half_ledger(shim, tmp_pa
         require_whole(report, 0)
 
 
-@pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_writer_killed_at_random_loses_nothing_it_acknowledged(path, rounds):
     reports = run("at_random", path, rounds, 3)
     size = 8
@@ -147,14 +147,21 @@ def test_writers_in_two_processes_make_one_history(path, count):
     workers = [
         subprocess.Popen(
             [sys.executable, str(WORKER), "compete", str(path), side, str(count)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for side in ("left", "right")
     ]
+    for worker in workers:
+        assert worker.stderr.readline() == b"ready\n"
+    for worker in workers:
+        worker.stdin.write(b"go\n")
+        worker.stdin.flush()
     places = {}
     for side, worker in zip(("left", "right"), workers, strict=True):
-        output, _ = worker.communicate()
-        assert worker.returncode == 0
+        output, said = worker.communicate()
+        assert worker.returncode == 0, said
         places[side] = json.loads(output)
     taken = sorted(places["left"] + places["right"])
     assert taken == list(range(8, 8 + len(taken)))
