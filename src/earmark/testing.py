@@ -257,7 +257,7 @@ def _on_host(
     notes: _Notes, ground: _Ground, key: Key, *, keys: int, bits: float, thorough: bool
 ) -> None:
     scheme, task = ground.scheme, ground.task
-    plain = train(task, seed=ground.seed).model
+    plain = train(task, seed=ground.seed, recipe=Recipe.of(task.recipe, epochs=5)).model
     before = _state(plain)
     with notes.during("null calibration"):
         _null(notes, ground, plain, keys)

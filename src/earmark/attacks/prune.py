@@ -174,9 +174,12 @@ class PruneChannels(Attack):
         """Prune the copy."""
         epochs = self.epochs if budget.data_fraction else 0
         found: dict[int, tuple[nn.Parameter, Tensor]] = {}
+        chosen = []
         for group in groups(model):
             keep = smallest(group.strength(), self.share)
             keep[group.strength().argmax()] = True
+            chosen.append((group, keep))
+        for group, keep in chosen:
             if self.shrink:
                 group.select(keep.nonzero().flatten())
             else:

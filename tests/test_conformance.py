@@ -1,0 +1,48 @@
+"""Every scheme and attack of the registry, held to the house's rules; none is left out."""
+
+from __future__ import annotations
+
+import pytest
+
+from earmark import registry
+from earmark.testing import check_attack, check_scheme
+
+# Settings that suit hosts of a few thousand weights; a scheme that is not named runs as it is.
+SCHEMES: dict[str, dict[str, object]] = {
+    "mtlsign": {"triggers": 128, "shards": 2, "directions": 1},
+    "adi": {"count": 24, "every": 1},
+    "deepsigns": {"bits": 64},
+    "deepsigns-blackbox": {"count": 32, "every": 1},
+    "deepsigns-blackbox-paper": {"every": 1},
+}
+BITS = {"deepsigns-paper": 12.0}  # it carries 16 bits on hosts so small
+RECIPES: dict[str, dict[str, object]] = {"mtlsign": {"epochs": 30}}
+ATTACKS: dict[str, dict[str, object]] = {
+    "overwrite": {
+        "scheme": "mtlsign",
+        "settings_of_scheme": SCHEMES["mtlsign"],
+        "epochs": 1,
+        "inputs": 200,
+    },
+}
+
+
+@pytest.mark.parametrize("name", registry.names("scheme"))
+def test_scheme(name):
+    scheme = registry.scheme(name, **SCHEMES.get(name, {}))
+    assert scheme.name == name
+    check_scheme(scheme, keys=8, bits=BITS.get(name, 20.0), recipe=RECIPES.get(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry.names("scheme"))
+def test_scheme_with_many_keys(name):
+    scheme = registry.scheme(name, **SCHEMES.get(name, {}))
+    check_scheme(scheme, keys=700, bits=BITS.get(name, 20.0), recipe=RECIPES.get(name))
+
+
+@pytest.mark.parametrize("name", registry.names("attack"))
+def test_attack(name):
+    attack = registry.attack(name, **ATTACKS.get(name, {}))
+    assert attack.name == name
+    check_attack(attack)
