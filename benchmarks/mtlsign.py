@@ -308,6 +308,63 @@ def run(args: argparse.Namespace) -> None:
                     )
 
 
+def cost(args: argparse.Namespace) -> None:
+    """Time steps with and without the mark side by side, and verification beside a pass."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    cell = Cell(args, args.seeds[0])
+    scheme, task, key = cell.scheme, cell.task, cell.key
+    model, plain = cell.fresh(), cell.fresh()
+    stream = list(task.stream("train", 1))[:120]
+    times: dict[str, list[float]] = {"plain": [], "marked": []}
+
+    def step(kind: str, net: nn.Module, batch: Any, mark: Any) -> None:
+        start = time.process_time()
+        if mark is not None:
+            batch = mark.mix(batch)
+        loss = task.loss(net, batch)
+        if mark is not None:
+            loss = loss + mark.loss()
+        optimizers[kind].zero_grad(set_to_none=True)
+        loss.backward()
+        optimizers[kind].step()
+        times[kind].append(time.process_time() - start)
+
+    optimizers = {
+        "plain": torch.optim.SGD(plain.parameters(), 0.05, momentum=0.9, nesterov=True),
+        "marked": torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True),
+    }
+    with scheme.attach(model, key) as mark:
+        for batch in stream:
+            step("plain", plain.train(), batch, None)
+            step("marked", model.train(), batch, mark)
+    host = task.host(model.eval())
+    verify, forward = [], []
+    for _ in range(5):
+        start = time.process_time()
+        host.features(key.inputs, key.layout.carrier[:1])
+        forward.append(time.process_time() - start)
+        start = time.process_time()
+        scheme.measure(host, key)
+        verify.append(time.process_time() - start)
+    middle = {name: statistics.median(some[20:]) for name, some in times.items()}
+    row = {
+        "scheme": "mtlsign",
+        "settings": cell.settings,
+        "network": args.network,
+        "data": args.data,
+        "attack": "cost",
+        "seed": args.seeds[0],
+        "epochs": dict(task.recipe)["epochs"],
+        "step_ms": {name: round(1e3 * value, 2) for name, value in middle.items()},
+        "step_ratio": round(middle["marked"] / middle["plain"], 3),
+        "forward_seconds": round(statistics.median(forward), 3),
+        "measure_seconds": round(statistics.median(verify), 3),
+    }
+    write(args.rows, row | versions())
+    print(row["step_ratio"], row["forward_seconds"], row["measure_seconds"])
+
+
 def table(args: argparse.Namespace) -> None:
     """Print worst and median over seeds."""
     rows = [r for r in read(args.rows) if r["network"] == args.network and r["data"] == args.data]
@@ -344,8 +401,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after so long")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--table", action="store_true", help="print the table and stop")
+    parser.add_argument("--cost", action="store_true", help="time steps and verification, and stop")
     args = parser.parse_args()
-    table(args) if args.table else run(args)
+    (table if args.table else cost if args.cost else run)(args)
 
 
 if __name__ == "__main__":
