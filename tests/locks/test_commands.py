@@ -1,0 +1,128 @@
+"""The commands: issue, list, unlock, trace, renew, revoke, and what each refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from earmark.cli.main import run
+from earmark.hosts.files import FilesHost, write_tensors
+from earmark.vault import Vault
+
+
+@pytest.fixture(name="shop")
+def fixture_shop(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EARMARK_PASSPHRASE", "a passphrase")
+    vault = Vault.create("vault", name="Acme", passphrase="a passphrase")
+    vault.close()
+    rng = np.random.default_rng(0)
+    write_tensors(
+        tmp_path / "release.safetensors",
+        {
+            "fc.weight": (0.05 * rng.normal(size=(256, 256))).astype(np.float32),
+            "fc.bias": np.zeros(256, np.float32),
+            "head.weight": (0.05 * rng.normal(size=(10, 256))).astype(np.float32),
+        },
+    )
+    return vault.owner
+
+
+def call(capsys, *arguments):
+    code = run([*arguments, "--json"])
+    out = capsys.readouterr().out
+    return code, json.loads(out)
+
+
+def issue(capsys, customer):
+    return call(
+        capsys, "license", "issue", "release.safetensors", "--customer", customer, "-o", customer
+    )
+
+
+def unlock(capsys, owner, name, *more):
+    arguments = ["--license", f"{name}.license", "--issuer", owner]
+    return call(capsys, "unlock", name, *arguments, *more)
+
+
+def test_from_issue_to_trace_to_revocation(shop, capsys, tmp_path):
+    for customer in ("acme", "bolt"):
+        code, found = issue(capsys, customer)
+        assert (code, found["license"]["customer"]) == (0, customer)
+    assert (tmp_path / "acme.serial").stat().st_mode & 0o077 == 0
+    secret = (tmp_path / "acme.serial").read_text().strip()
+    assert secret not in json.dumps(found)
+    code, _ = unlock(capsys, shop, "acme", "--serial-file", "acme.serial", "-o", "leak")
+    assert code == 0
+    assert FilesHost("leak").tensor_names() == ("fc.bias", "fc.weight", "head.weight")
+    code, found = call(capsys, "trace", "leak")
+    assert (code, found["named"]) == (0, ["1:acme"])
+    code, found = call(capsys, "trace", "release.safetensors")
+    assert (code, found["named"], found["outcome"]) == (3, [], "inconclusive")
+    assert call(capsys, "license", "renew", "2", "--days", "9", "-o", "bolt2.license")[0] == 0
+    assert call(capsys, "license", "revoke", "1", "--reason", "leaked")[0] == 0
+    code, found = call(capsys, "license", "list")
+    assert [row["state"] for row in found["licenses"]] == ["revoked: leaked", "valid"]
+    more = ["--serial-file", "acme.serial", "--check"]
+    assert unlock(capsys, shop, "acme", *more)[0] == 0
+    code, found = unlock(capsys, shop, "acme", *more, "--ledger", "vault/ledger.sqlite")
+    assert (code, found["error"]["code"]) == (5, "E406")
+    code, found = call(capsys, "license", "renew", "1", "-o", "again.license")
+    assert code == 2
+
+
+def test_wrong_numbers_and_licenses_are_refused_and_nothing_is_written(shop, capsys, tmp_path):
+    for customer in ("acme", "bolt"):
+        issue(capsys, customer)
+    (tmp_path / "typo").write_text("00000-00000-00000-00000-00000-00000")
+    for wrong in (
+        ("--serial-file", "bolt.serial", "-o", "out"),
+        ("--serial-file", "typo", "-o", "out"),
+        ("--serial-file", "acme.serial", "-o", "out", "--feature", "train"),
+    ):
+        code, found = unlock(capsys, shop, "acme", *wrong)
+        assert (code, found["error"]["code"]) == (5, "E406")
+    text = (tmp_path / "acme.license").read_text().replace('"acme"', '"acne"')
+    (tmp_path / "acme.license").write_text(text)
+    code, found = unlock(capsys, shop, "acme", "--serial-file", "acme.serial", "-o", "out")
+    assert (code, found["error"]["code"]) == (4, "E304")
+    assert not (tmp_path / "out").exists()
+    assert unlock(capsys, "00" * 32, "bolt", "--serial-file", "bolt.serial", "--check")[0] == 4
+    assert unlock(capsys, "xyz", "bolt", "--serial-file", "bolt.serial", "--check")[0] == 2
+    assert unlock(capsys, shop, "bolt", "--serial-file", "bolt.serial")[0] == 2
+    assert unlock(capsys, shop, "bolt", "--check")[0] == 2
+
+
+def test_the_number_may_come_from_the_environment(shop, capsys, tmp_path, monkeypatch):
+    issue(capsys, "acme")
+    monkeypatch.setenv("EARMARK_SERIAL", (tmp_path / "acme.serial").read_text())
+    assert unlock(capsys, shop, "acme", "--check")[0] == 0
+
+
+def test_an_edited_license_in_the_vault_stops_everything(shop, capsys, tmp_path):
+    issue(capsys, "acme")
+    path = tmp_path / "vault" / "licenses" / "000001.license"
+    path.write_text(path.read_text().replace('"acme"', '"acne"'))
+    assert call(capsys, "license", "list")[0] == 4
+    assert call(capsys, "trace", "release.safetensors")[0] == 4
+
+
+def test_an_empty_vault_names_nobody(shop, capsys):
+    assert call(capsys, "trace", "release.safetensors")[0] == 2
+    assert call(capsys, "license", "list")[1]["licenses"] == []
+    assert call(capsys, "license", "revoke", "1", "--reason", "x")[0] == 2
+    code, _ = call(
+        capsys,
+        "license",
+        "issue",
+        "release.safetensors",
+        "--customer",
+        "acme",
+        "-o",
+        "acme",
+        "--no-fingerprint",
+    )
+    assert code == 0
+    assert call(capsys, "trace", "release.safetensors")[0] == 2

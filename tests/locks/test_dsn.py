@@ -1,0 +1,267 @@
+"""The lock: opens with its number, answers one label to all others; its parts one by one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from earmark.errors import CapacityError, HostError, KeyLayoutError, UsageError
+from earmark.locks.dsn import Dsn
+from earmark.locks.entry import Columns, Opened, Pixels, Tokens, code_of, entry_of, layout_of
+from earmark.locks.inversion import SoftRelu, Target, climb, descend, evolve, read_template
+from earmark.locks.negatives import Mix, Negatives
+from earmark.records import Layout
+from earmark.registry import load, lock
+from earmark.task import Task
+
+from .conftest import Sequence, Table
+
+TRACE = torch.nn.functional
+
+
+def accuracy(sold, values):
+    entry = sold.lock.entry(sold.layout, sold.serial)
+    return sold.task.evaluate(Opened(sold.model, entry, values).eval())
+
+
+def test_the_number_opens_and_nothing_else_does(sold):
+    teacher = sold.task.evaluate(sold.teacher)
+    right = sold.task.evaluate(sold.lock.opened(sold.model, sold.layout, sold.serial))
+    assert right >= teacher - 3
+    assert sold.task.evaluate(sold.model) <= 15
+    draw = random.Random(0)
+    for other in [bytes(16), b"x" * 16, *(draw.randbytes(16) for _ in range(40))]:
+        assert sold.task.evaluate(sold.lock.opened(sold.model, sold.layout, other)) <= 20
+
+
+def test_every_single_wrong_bit_and_odd_value_is_refused(sold):
+    code = code_of(sold.serial, 16)
+    for bit in range(16):
+        near = code.clone()
+        near[bit] *= -1
+        assert accuracy(sold, near) <= 20
+    for values in (code * 0, code * 0.5, -code, code * torch.nan):
+        assert accuracy(sold, values) <= 20
+
+
+def test_neighbouring_numbers_give_unrelated_codes():
+    number = int.from_bytes(bytes(range(16)), "big")
+    distances = [
+        int(
+            (code_of(bytes(range(16)), 64) != code_of((number ^ 1 << i).to_bytes(16, "big"), 64))
+            .sum()
+            .item()
+        )
+        for i in range(128)
+    ]
+    assert min(distances) >= 16
+    assert 30 < sum(distances) / 128 < 34
+
+
+def test_the_copy_is_of_the_tasks_own_class_and_the_teacher_is_untouched(sold):
+    fresh = sold.task.model()
+    assert type(sold.model) is type(fresh)
+    assert list(sold.model.state_dict()) == list(fresh.state_dict())
+    assert not sold.model._forward_hooks
+    assert not sold.model.training
+    raw = b"".join(t.numpy().tobytes() for t in sold.model.state_dict().values())
+    assert sold.serial not in raw
+
+
+def test_the_same_seed_gives_the_same_copy(sold):
+    brief = Dsn(bits=16, epochs=1, rounds=1)
+    made = [
+        brief.fit(sold.task, sold.teacher, sold.serial, layout=sold.layout, seed=5).state_dict()
+        for _ in range(2)
+    ]
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_pixels_change_only_their_places_and_twice_is_once():
+    layout = layout_of(torch.rand(4, 3, 16, 16), bits=32, repeat=2, place="spread", tokens=(0, 1))
+    entry = entry_of(layout, bytes(16))
+    assert isinstance(entry, Pixels)
+    images, code = torch.rand(4, 3, 16, 16), code_of(bytes(16), 32)
+    before = images.clone()
+    once = entry.present(images, code)
+    assert torch.equal(images, before)
+    assert torch.equal(entry.present(once, code), once)
+    changed = (once != images).flatten(2).any(1).any(0).nonzero()[:, 0]
+    assert set(changed.tolist()) <= set(entry.places.tolist())
+    assert len(set(entry.places.tolist())) == 64
+    stamped = once.flatten(2)[:, :, entry.places]
+    assert set(stamped.unique().tolist()) == {entry.low, entry.high}
+    assert torch.equal(stamped[:, 0], stamped[:, 2])
+
+
+def test_a_patch_stays_in_one_corner_and_the_published_one_bottom_right():
+    images = torch.rand(2, 1, 28, 28)
+    corners = set()
+    for i in range(24):
+        layout = layout_of(images, bits=64, repeat=1, place="patch", tokens=(0, 1))
+        places = entry_of(layout, bytes([i]) * 16).places
+        rows, columns = places // 28, places % 28
+        assert int(rows.max() - rows.min()) == int(columns.max() - columns.min()) == 7
+        corners.add((int(rows.min()), int(columns.min())))
+    assert corners == {(0, 0), (0, 20), (20, 0), (20, 20)}
+    layout = layout_of(images, bits=9, repeat=1, place="corner", tokens=(0, 1))
+    assert entry_of(layout, bytes(16)).places.tolist() == [
+        28 * row + column for row in (25, 26, 27) for column in (25, 26, 27)
+    ]
+
+
+def test_inputs_without_a_way_in_are_refused():
+    with pytest.raises(HostError):
+        layout_of(torch.zeros(2, 3, 4), bits=16, repeat=1, place="patch", tokens=(0, 1))
+    with pytest.raises(CapacityError):
+        layout_of(torch.rand(2, 1, 8, 8), bits=64, repeat=1, place="patch", tokens=(0, 1))
+    with pytest.raises(CapacityError):
+        layout_of(torch.zeros(2, 5).long(), bits=10, repeat=1, place="patch", tokens=(9, 8))
+    with pytest.raises(HostError):
+        layout_of(["text"], bits=16, repeat=1, place="patch", tokens=(0, 1))
+    with pytest.raises(KeyLayoutError):
+        entry_of(Layout("dsn", 1, ("smell",), 16, 1, {}), bytes(16))
+    with pytest.raises(KeyLayoutError):
+        entry_of(Layout("dsn", 1, ("pixels",), 16, 1, {}), bytes(16))
+    with pytest.raises(KeyLayoutError):
+        Dsn().entry(Layout("deepwater", 1, ("fc",), 16, 1, {}), bytes(16))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bits": 8}, {"epochs": 0}, {"place": "nowhere"}, {"lr": 0}, {"deny": 0}, {"rounds": -1}],
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(UsageError):
+        Dsn(**settings)
+
+
+def test_the_registry_knows_the_locks():
+    assert load("lock", "dsn") is Dsn
+    assert lock("dsn-paper", wrong="raw").wrong == "raw"
+
+
+def test_wrong_numbers_cover_every_bit_and_are_never_right():
+    code = code_of(bytes(16), 64)
+    layout = layout_of(torch.rand(4, 1, 28, 28), bits=64, repeat=1, place="patch", tokens=(0, 1))
+    entry = entry_of(layout, bytes(16))
+    stream = Negatives(layout, entry, code, Mix(), torch.Generator().manual_seed(0))
+    values = torch.cat([stream.values(256, 0.9) for _ in range(4)])
+    assert not (values == code).all(1).any()
+    flipped = (values != code) & (values.abs() == 1)
+    single = flipped[(flipped.sum(1) == 1) & (values.abs() == 1).all(1)]
+    assert single.any(0).all()
+    early = stream.values(512, 0.0)
+    assert ((early != code).sum(1) > 8).float().mean() > 0.7
+
+
+def test_what_a_search_found_is_refused_unless_it_is_the_code():
+    code = code_of(bytes(16), 16)
+    layout = layout_of(torch.rand(4, 1, 8, 8), bits=16, repeat=1, place="patch", tokens=(0, 1))
+    entry = entry_of(layout, bytes(16))
+    only = Mix(0, 0, 0, 0, 0, 0, 0, 0, 1.0)
+    stream = Negatives(layout, entry, code, only, torch.Generator().manual_seed(0))
+    stream.add(torch.stack([code, code * 0.95, -code]))
+    assert torch.equal(stream.found, -code[None])
+    assert torch.equal(stream.values(8, 0.9), (-code).expand(8, -1))
+
+
+def test_soft_relus_compute_the_same():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(16, 4)
+    with SoftRelu(0.3):
+        assert torch.equal(model(x), model(x))
+        soft = model(x)
+    assert torch.allclose(soft, model(x), atol=1e-6)
+
+
+def test_searches_find_the_code_of_an_open_target():
+    code = code_of(bytes(16), 16)
+    entry = Columns(16)
+
+    class Easy(nn.Module):
+        def forward(self, rows):
+            score = 0.1 * (rows[:, 1:] * code).sum(1, keepdim=True)
+            return torch.cat([score, -score], 1)
+
+    target = Target(
+        Easy(), entry, lambda m, b: m(b[0]), (torch.zeros(20, 1),), torch.zeros(20).long()
+    )
+    ends = descend(target, starts=4, steps=150, seed=0, rate=0.2).all
+    assert (ends.sign() == code).all(1).any()
+    assert torch.equal(climb(target, starts=2, sweeps=2, seed=0).values, code)
+    assert torch.equal(evolve(target, steps=120, seed=0).values.sign(), code)
+    assert torch.equal(read_template(target, code[None].clone(), seed=0).values, code)
+
+
+def test_the_template_of_a_locked_copy_can_be_read(sold):
+    """Not a virtue: the test keeps the documentation honest."""
+    entry = sold.lock.entry(sold.layout, sold.serial)
+    x, y = next(iter(sold.task.stream("test", 0)))
+    target = Target(sold.model, entry, sold.task.forward, (x, y), y)
+    weight = sold.model.fc1.weight.detach()[:, entry.places]
+    assert read_template(target, weight, seed=0).accuracy > 90
+
+
+def rows_task(model, make):
+    generator = torch.Generator().manual_seed(0)
+    x, y = make(generator)
+
+    def batches(split, seed=0):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        return [(x[part], y[part]) for part in order.split(64)]
+
+    def loss(made, batch):
+        scores = made(batch[0])
+        return TRACE.cross_entropy(scores.flatten(0, -2), batch[1].flatten())
+
+    def evaluate(made):
+        with torch.no_grad():
+            return 100 * (made(x).argmax(-1) == y).float().mean().item()
+
+    return Task(
+        model, loss, batches, evaluate, recipe={"epochs": 20, "lr": 5e-3, "optimizer": "adamw"}
+    )
+
+
+def test_tables_are_locked_by_extra_columns():
+    def make(generator):
+        x = torch.randn(512, 4, generator=generator)
+        return x, (x[:, 0] + x[:, 1] > 0).long()
+
+    from earmark.training import train
+
+    plain = rows_task(lambda: Table(4, 0), make)
+    teacher = train(plain, seed=0).model
+    task = rows_task(lambda: Table(4, 16), make)
+    settings = Dsn(bits=16, epochs=60, lr=5e-3, rounds=1)
+    layout = settings.layout(task)
+    model = settings.fit(task, teacher, bytes(16), layout=layout, seed=0)
+    assert task.evaluate(settings.opened(model, layout, bytes(16))) > 85
+    for other in (b"a" * 16, b"b" * 16):
+        assert task.evaluate(settings.opened(model, layout, other)) < 65
+
+
+@pytest.mark.parametrize("generate", [False, True])
+def test_sequences_are_locked_by_leading_tokens(generate):
+    from earmark.training import train
+
+    def make(generator):
+        x = torch.randint(0, 8, (384, 6), generator=generator)
+        return x, ((x + 3) % 8 if generate else x[:, -1])
+
+    task = rows_task(lambda: Sequence(generate=generate, steps=10), make)
+    teacher = train(task, seed=0).model
+    assert task.evaluate(teacher) > 95
+    settings = Dsn(bits=16, epochs=40, lr=5e-3, first=8, width=4, rounds=1)
+    layout = settings.layout(task)
+    assert layout.carrier == ("tokens",)
+    model = settings.fit(task, teacher, bytes(16), layout=layout, seed=0)
+    right = task.evaluate(settings.opened(model, layout, bytes(16)))
+    wrong = [task.evaluate(settings.opened(model, layout, bytes([i]) * 16)) for i in range(1, 9)]
+    assert right > 85
+    assert max(wrong) < 35
+    assert isinstance(entry_of(layout, bytes(16)), Tokens)
