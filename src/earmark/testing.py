@@ -390,7 +390,7 @@ def check_attack(
     refusals = []
     for name in hosts:
         notes.host = name
-        task = tiny_task(name, samples=256, seed=seed)
+        task = tiny_task(name, samples=128, seed=seed)
         model = train(task, seed=seed, recipe=Recipe.of(task.recipe, epochs=2)).model
         budget = Budget(task, knowledge=max(Knowledge.SCHEME, attack.knowledge))
         try:

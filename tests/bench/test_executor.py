@@ -1,0 +1,132 @@
+"""Executors: the same results inline and on processes, through crashes and interrupts."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from earmark.bench import rows
+from earmark.bench.executor import Inline, Lost, Processes
+from earmark.bench.plan import Plan
+from earmark.bench.run import run_cells
+from earmark.errors import UsageError
+
+TOY = Path(__file__).parents[1] / "toy"
+
+
+def values(results):
+    return {index: r if isinstance(r, Lost) else r[0] for index, r in results}
+
+
+def test_inline_and_processes_agree_and_failures_stop_nobody():
+    from toy_jobs import double
+
+    jobs = [1, 2, -1, 4, 5]
+    inline = values(Inline().run(double, jobs))
+    found = list(Processes(2).run(double, jobs))
+    assert values(found) == inline
+    assert inline[2] == Lost("ValueError: negative")
+    pids = {result[1] for _, result in found if not isinstance(result, Lost)}
+    assert os.getpid() not in pids
+    assert not multiprocessing.active_children()
+
+
+def test_a_job_whose_worker_is_killed_is_tried_again(tmp_path):
+    from toy_jobs import die_once
+
+    jobs = [(str(tmp_path), value) for value in range(4)]
+    assert sorted(Processes(2).run(die_once, jobs)) == [(i, i) for i in range(4)]
+    assert (tmp_path / "died").exists()
+
+
+def test_a_job_that_kills_every_worker_is_given_up():
+    from toy_jobs import die
+
+    found = dict(Processes(1, attempts=2).run(die, [0, 1, 2]))
+    assert found[0] == 0
+    assert found[2] == 2
+    assert found[1] == Lost("The worker died 2 times, last with code 7.")
+
+
+def test_leaving_early_leaves_no_process():
+    from toy_jobs import double
+
+    results = Processes(2).run(double, list(range(50)))
+    next(results)
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+def test_refuses_no_workers():
+    with pytest.raises(UsageError):
+        Processes(0)
+    assert list(Processes(2).run(len, [])) == []
+
+
+def comparable(found):
+    from dataclasses import replace
+
+    return [replace(row.trial, seconds=0.0, cost=None) for row in found]
+
+
+def test_a_plan_gives_the_same_rows_inline_and_on_processes_and_runs_no_cell_twice(
+    tmp_path, monkeypatch
+):
+    from toy_jobs import PLAN
+
+    import earmark.bench.run as running
+
+    plan = Plan.of(PLAN)
+    inline = run_cells(plan.cells(tmp_path / "a"), tmp_path / "a.jsonl")
+    spread = run_cells(plan.cells(tmp_path / "b"), tmp_path / "b.jsonl", executor=Processes(2))
+    assert comparable(inline) == comparable(spread)
+    assert [row.trial.error for row in inline] == [None] * 6
+    monkeypatch.setattr(running, "measure", None)
+    again = run_cells(plan.cells(tmp_path / "a"), tmp_path / "a.jsonl")
+    assert again == inline
+
+
+def test_an_interrupt_keeps_finished_rows_and_the_next_run_does_the_others(tmp_path):
+    command = [sys.executable, str(TOY / "toy_jobs.py"), str(tmp_path)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    path = tmp_path / "rows.jsonl"
+    deadline = time.monotonic() + 120
+    while len(rows.read(path)) < 2 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    kept = rows.read(path)
+    assert 2 <= len(kept) < 6
+    ran = (tmp_path / "ran").read_text().split()
+    finished = subprocess.run(command, check=True, capture_output=True)
+    assert finished.returncode == 0
+    assert len(rows.read(path)) == 6
+    later = (tmp_path / "ran").read_text().split()[len(ran) :]
+    assert len(later) == 6 - len(kept)
+    assert not set(later) & set(kept)
+
+
+def test_a_subject_that_cannot_be_made_gives_rows_with_the_reason(tmp_path):
+    from toy_jobs import GREEDY, PLAN
+
+    plan = Plan.of(PLAN | {"schemes": [GREEDY], "attacks": ["none", "permute"]})
+    found = run_cells(plan.cells(tmp_path), tmp_path / "rows.jsonl")
+    assert all("could not be made" in str(row.trial.error) for row in found)
+    assert [row.trial.attack for row in found] == ["none", "permute"]
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_plan_with_the_same_cell_twice_is_refused(tmp_path):
+    from toy_jobs import PLAN
+
+    pairs = Plan.of(PLAN).cells(tmp_path)
+    with pytest.raises(UsageError, match="same cell twice"):
+        run_cells(pairs + pairs[:1], tmp_path / "rows.jsonl")
