@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 SCHEMES: dict[str, str] = {
     "adi": "earmark.schemes.adi:Adi",
+    "deepmarks": "earmark.schemes.deepmarks:DeepMarks",
     "deepsigns": "earmark.schemes.deepsigns:DeepSigns",
     "deepsigns-blackbox": "earmark.schemes.deepsigns_blackbox:DeepSignsBlackBox",
     "deepsigns-blackbox-paper": "earmark.schemes.deepsigns_blackbox_paper:DeepSignsBlackBoxPaper",
     "deepsigns-paper": "earmark.schemes.deepsigns_paper:DeepSignsPaper",
     "deepwater": "earmark.schemes.deepwater:DeepWater",
     "mtlsign": "earmark.schemes.mtlsign:MtlSign",
+    "uchida": "earmark.schemes.uchida:Uchida",
 }
 
 LOCKS: dict[str, str] = {
