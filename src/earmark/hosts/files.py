@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MAX_TENSOR_ENTRIES = 1 << 31
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 _INLINE = 1 << 20
 _INDEX_LIMIT = 100_000_000
 
@@ -62,6 +62,7 @@ class FilesHost(Host):
         self.metadata: dict[str, str] = {}
         self._entries = self._open()
         self._hashes: dict[str, bytes] = {}
+        self._spare: list[NDArray[np.uint8]] = []
         self._stored = packed.layouts(self._entries, self.raw)
 
     def __repr__(self) -> str:
@@ -108,7 +109,7 @@ class FilesHost(Host):
             return values.reshape(layout.shape)
         return layout.read(self.raw)
 
-    def chunks(self, name: str, *, entries: int = CHUNK // 4) -> Iterator[NDArray[np.float32]]:
+    def chunks(self, name: str, *, entries: int = CHUNK) -> Iterator[NDArray[np.float32]]:
         """Yield one tensor's entries in order, as float32 pieces of at most `entries`.
 
         Raises:
@@ -204,7 +205,7 @@ class FilesHost(Host):
         if entry.size <= min(step, _INLINE):
             yield from self._one_piece(entry, state)
             return
-        buffers = [np.empty(min(step, entry.size), np.uint8) for _ in range(2)]
+        buffers = [self._buffer(step) for _ in range(2)]
         pending: Future[None] | None = None
         with entry.path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
             for number, at in enumerate(range(0, entry.size, step)):
@@ -218,8 +219,14 @@ class FilesHost(Host):
                 yield piece
             if pending is not None:
                 pending.result()
+        self._spare += buffers
         if state is not None:
             self._hashes[entry.name] = state.digest()
+
+    def _buffer(self, size: int) -> NDArray[np.uint8]:
+        """Return a buffer, a used one if there is one: fresh memory costs more than reading."""
+        spare = self._spare.pop() if self._spare else np.empty(0, np.uint8)
+        return spare if len(spare) >= size else np.empty(size, np.uint8)
 
     def _one_piece(self, entry: Entry, state: hashlib._Hash | None) -> Iterator[NDArray[np.uint8]]:
         piece = np.empty(entry.size, np.uint8)

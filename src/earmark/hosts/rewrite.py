@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Change = Callable[[str, NDArray[np.float32]], NDArray[np.float32]]
 
+_ENTRIES = 1 << 20
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -94,8 +95,10 @@ def _copy(
             file.seek(entry.start)
             if entry.name in names:
                 values = tensorfile.decode(_bytes(file, entry.size), entry.dtype)
-                made = change(entry.name, values.reshape(entry.shape))
-                out.write(tensorfile.encode(made, entry.dtype))
+                made = change(entry.name, values.reshape(entry.shape)).reshape(-1)
+                del values
+                for at in range(0, len(made), _ENTRIES):
+                    out.write(tensorfile.encode(made[at : at + _ENTRIES], entry.dtype))
                 continue
             left = entry.size
             while left:

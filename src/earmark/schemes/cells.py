@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 MOST_POSITIONS = 1 << 20  # up to here, single weights are scattered; beyond, blocks of them
 MOST_BLOCKS = 1 << 14
-MOST_USED = 1 << 21  # weights of one tensor that bear bits; of larger ones a secret part is used
+MOST_USED = 1 << 20  # weights of one tensor that bear bits; of larger ones a secret part is used
 MOST_GROUPS = 4096
 LEAST_WEIGHTS = 1024
 MOST_CELLS = 64
