@@ -115,6 +115,7 @@ def attacks(key: Key, *, overwrite: dict[str, Any]) -> dict[str, Attack]:
         "overwrite-double": Overwrite(settings_of_scheme=overwrite, strength=2.0),
         "collapse-.3": Collapse(weight=0.3),
         "collapse-3": Collapse(weight=3.0),
+        "collapse-10": Collapse(weight=10.0),
         "collapse-30": Collapse(weight=30.0, epochs=10),
         "collapse-truth-3": Collapse(weight=3.0, truth=True),
         "collapse-truth-30": Collapse(weight=30.0, truth=True, epochs=10),

@@ -110,8 +110,8 @@ class MtlSign(Scheme):
     directions: int = 4
     taps: tuple[str, ...] = ()
     deeper: bool = True
-    share: float = 0.125
-    weight: float = 0.15
+    share: float = 0.0625
+    weight: float = 0.1
     sharpness: float = 2.0
     quiet: float = 0.0
 
