@@ -72,9 +72,7 @@ class Bench:
         self.code = code_of(self.serial, self.layout.message_bits)
 
     def _cached(self, kind: str, make: Callable[[], nn.Module]) -> nn.Module:
-        args = self.args
-        name = f"{args.network}-{args.data}-{args.images}-{self.seed}-{kind}.pt"
-        path = Path(args.cache) / name
+        path = Path(self.args.cache) / self.name(kind)
         model = self.task.model()
         if path.exists():
             model.load_state_dict(torch.load(path, weights_only=True))
@@ -85,6 +83,11 @@ class Bench:
         torch.save(model.state_dict(), path)
         path.with_suffix(".seconds").write_text(str(time.perf_counter() - started))
         return model
+
+    def name(self, kind: str) -> str:
+        """Return the name of a cached model."""
+        args = self.args
+        return f"{args.network}-{args.data}-{args.images}-{self.seed}-{kind}.pt"
 
     def _teach(self) -> nn.Module:
         return train(self.task, seed=1000 + self.seed).model
@@ -431,12 +434,78 @@ def _cut(
     module.register_forward_hook(hook)
 
 
+def customers(b: Bench) -> Iterator[Row]:
+    """Many customers: short distillations from the locked parent, and who opens whose copy."""
+    draw = random.Random(f"customers {b.seed}")
+    numbers = [draw.randbytes(16) for _ in range(b.args.customers)]
+    copies, seconds, lost = [], [], []
+    whole = float(
+        (Path(b.args.cache) / b.name(f"{b.args.lock}-{b.args.epochs}"))
+        .with_suffix(".seconds")
+        .read_text()
+    )
+    parent = b.accuracy(b.code)
+    short = Dsn(epochs=b.args.short, rounds=0)
+    for i, serial in enumerate(numbers):
+        started = time.process_time()
+        model = short.fit(
+            b.task,
+            b.teacher,
+            serial,
+            layout=b.layout,
+            seed=10_000 + i,
+            model=copy.deepcopy(b.model),
+            others=[b.serial, *numbers[:i]],
+        )
+        seconds.append(time.process_time() - started)
+        copies.append(model)
+        lost.append(parent - b.task.evaluate(short.opened(model, b.layout, serial)))
+    matrix = [[_opens(b, model, serial) for serial in numbers] for model in copies]
+    own = [matrix[i][i] for i in range(len(numbers))]
+    foreign = [a for i, row in enumerate(matrix) for j, a in enumerate(row) if i != j]
+    yield {
+        "what": "unlock matrix",
+        "customers": len(numbers),
+        "epochs_each": b.args.short,
+        "own_worst": min(own),
+        "foreign_worst": max(foreign),
+        "foreign_mean": statistics.mean(foreign),
+        "parents_number_worst": max(_opens(b, model, b.serial) for model in copies),
+        "absent_worst": max(
+            accuracy_of(model, b.entry, b.x[:1000], b.y[:1000], None) for model in copies
+        ),
+        "lost_to_parent_worst": max(lost),
+        "lost_to_parent_mean": statistics.mean(lost),
+        "cpu_seconds_each": statistics.mean(seconds),
+        "parent_wall_seconds": whole,
+    }
+    yield pooled(b, copies, numbers)
+
+
+def pooled(b: Bench, copies: list[nn.Module], numbers: list[bytes]) -> Row:
+    """D8: numbers of three licensees, mixed bit by bit, on a fourth one's copy."""
+    draw, found = random.Random(b.seed), []
+    for _ in range(100):
+        *pool, target = draw.sample(range(len(numbers)), 4)
+        codes = torch.stack([code_of(numbers[i], len(b.code)) for i in pool])
+        mixes = [codes.sum(0).sign(), codes.prod(0), codes.mean(0), codes[:2].mean(0)]
+        entry = b.lock.entry(b.layout, numbers[target])
+        found += [accuracy_of(copies[target], entry, b.x[:200], b.y[:200], mix) for mix in mixes]
+    return {"what": "D8 pooled numbers", "tried": len(found), "worst": max(found)}
+
+
+def _opens(b: Bench, model: nn.Module, serial: bytes) -> float:
+    entry, code = b.lock.entry(b.layout, serial), code_of(serial, len(b.code))
+    return accuracy_of(model, entry, b.x[:200], b.y[:200], code)
+
+
 CELLS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "numbers": numbers,
     "curve": curve,
     "search": search,
     "tune": tune,
     "excise": excise,
+    "customers": customers,
 }
 
 
@@ -495,6 +564,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--seeds", type=numbers_of, default=[0])
     parser.add_argument("--draws", type=int, default=10_000)
+    parser.add_argument("--customers", type=int, default=20)
+    parser.add_argument("--short", type=int, default=1)
     parser.add_argument("--starts", type=int, default=10)
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument(

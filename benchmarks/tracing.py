@@ -1,0 +1,246 @@
+"""Measure tracing: leaked, damaged and colluded copies of one locked model, and innocents.
+
+Copies share their locked parent and differ in their codewords: the worst case for tracing, since
+copies of one parent can be averaged and compared.
+
+    python benchmarks/tracing.py --network mlp --seeds 0-4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import earmark
+from dsn import Bench, _tuned, accuracy_of, numbers_of
+from earmark.bench import zoo
+from earmark.hosts.arrays import ArrayHost
+from earmark.hosts.module import ModuleHost
+from earmark.keys.secret import Key
+from earmark.locks import tracing
+
+ROWS = Path(__file__).parent / "rows" / "tracing.jsonl"
+CUSTOMERS = [f"customer {i}" for i in range(100)]
+Row = dict[str, Any]
+Tensors = dict[str, NDArray[np.float32]]
+Mix = Callable[[list[NDArray[np.float32]], np.random.Generator], NDArray[np.float32]]
+
+
+def pruned(share: float) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    return lambda w: np.where(abs(w) < np.quantile(abs(w), share), 0, w).astype(np.float32)
+
+
+def rounded(bits: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    top = 2 ** (bits - 1) - 1
+
+    def act(w: NDArray[np.float32]) -> NDArray[np.float32]:
+        scale = float(abs(w).max()) / top or 1.0
+        return (np.round(w / scale) * scale).astype(np.float32)
+
+    return act
+
+
+DAMAGE: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "none": lambda w: w,
+    "pruned 20 %": pruned(0.2),
+    "pruned 50 %": pruned(0.5),
+    "pruned 80 %": pruned(0.8),
+    "int8": rounded(8),
+    "int4": rounded(4),
+    "bf16": lambda w: torch.from_numpy(w).bfloat16().float().numpy(),
+}
+
+
+def _fewest(parts: list[NDArray[np.float32]], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Keep what most agree on, within a hundredth of the spread; else take a random one's."""
+    stack = np.stack(parts)
+    middle = np.median(stack, 0)
+    apart = abs(stack - middle).max(0) > 0.01 * stack.std()
+    pick = np.take_along_axis(stack, rng.integers(0, len(parts), (1, *middle.shape)), 0)[0]
+    return np.where(apart, pick, middle).astype(np.float32)
+
+
+MIXES: dict[str, Mix] = {
+    "average": lambda parts, _rng: np.mean(parts, 0).astype(np.float32),
+    "random weight by weight": lambda parts, rng: np.take_along_axis(
+        np.stack(parts), rng.integers(0, len(parts), (1, *parts[0].shape)), 0
+    )[0],
+    "smallest": lambda parts, _rng: np.min(parts, 0),
+    "smallest in size": lambda parts, _rng: np.take_along_axis(
+        np.stack(parts), abs(np.stack(parts)).argmin(0)[None], 0
+    )[0],
+    "majority": _fewest,
+    "average and noise of half the spread": lambda parts, rng: (
+        np.mean(parts, 0) + 0.5 * parts[0].std() * rng.normal(size=parts[0].shape)
+    ).astype(np.float32),
+    "average, pruned 50 %": lambda parts, _rng: pruned(0.5)(np.mean(parts, 0)),
+}
+
+
+class Shop:
+    """One locked parent and its customers' copies."""
+
+    def __init__(self, bench: Bench, margin: float) -> None:
+        self.bench = bench
+        host = ModuleHost(bench.model)
+        self.base: Tensors = {name: host.tensor(name) for name in host.tensor_names()}
+        self.tracer = tracing.Tracer(customers=100, colluders=3, margin=margin)
+        self.key: Key = self.tracer.new_key(host)
+        self.words = {name: tracing.codeword(self.key, name) for name in CUSTOMERS}
+        self.made: dict[str, Tensors] = {}
+
+    def copy(self, customer: str) -> Tensors:
+        """Return a customer's copy."""
+        if customer not in self.made:
+            host = self.tracer.mark(ArrayHost(self.base), self.key, customer)
+            self.made[customer] = {name: host.tensor(name) for name in self.base}
+        return self.made[customer]
+
+    def module(self, tensors: Tensors) -> torch.nn.Module:
+        """Return a torch model with some tensors."""
+        model = self.bench.task.model()
+        state = model.state_dict()
+        for name, values in tensors.items():
+            made = torch.from_numpy(np.asarray(values).copy()).to(state[name].dtype)
+            state[name].copy_(made.view_as(state[name]))
+        return model.eval()
+
+    def trace(self, tensors: Tensors) -> tracing.Trace:
+        """Trace a suspect among all customers."""
+        word = tracing.read_word(ArrayHost(tensors), self.key)
+        return tracing.judge_word(word, self.key, self.words)
+
+    def carried(self, tensors: Tensors, act: Callable[[str], NDArray[np.float32]]) -> Tensors:
+        """Return tensors with the carrier's ones changed."""
+        return tensors | {name: act(name) for name in self.key.layout.carrier}
+
+
+def verdict(what: str, found: list[tuple[tracing.Trace, set[str]]], **more: Any) -> Row:
+    named = [{item.name for item in trace.named} for trace, _ in found]
+    pairs = list(zip(named, (guilty for _, guilty in found), strict=True))
+    best = [trace.ranking[0].bits for trace, _ in found]
+    return {
+        "what": what,
+        "traced": len(found),
+        "right": sum(bool(names & guilty) for names, guilty in pairs),
+        "all_named": sum(names >= guilty for names, guilty in pairs),
+        "innocents_named": sum(len(names - guilty) for names, guilty in pairs),
+        "innocents_tested": sum(len(CUSTOMERS) - len(guilty) for _, guilty in pairs),
+        "bits_worst": round(min(best), 1),
+        "bits_median": round(statistics.median(best), 1),
+    } | more
+
+
+def cells(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
+    shop, rng = Shop(bench, args.margin), np.random.default_rng(bench.seed)
+    before = bench.accuracy(bench.code)
+    after = [
+        accuracy_of(shop.module(shop.copy(name)), bench.entry, bench.x, bench.y, bench.code)
+        for name in CUSTOMERS[:5]
+    ]
+    yield {
+        "what": "cost",
+        "bits": shop.key.layout.message_bits,
+        "before": before,
+        "after_worst": min(after),
+        "after_mean": statistics.mean(after),
+    }
+    chosen = [CUSTOMERS[i] for i in rng.permutation(100)[: args.leaks]]
+    for name, act in DAMAGE.items():
+        found = [
+            (
+                shop.trace(shop.carried(copy, lambda item, copy=copy, act=act: act(copy[item]))),
+                {who},
+            )
+            for who in chosen
+            for copy in (shop.copy(who),)
+        ]
+        yield verdict("single leak", found, damage=name)
+    for images in (600, 6000):
+        found = []
+        for who in chosen[: args.tuned]:
+            model = shop.module(shop.copy(who))
+            _tuned(model, bench, images, rate=1e-3)
+            host = ModuleHost(model)
+            found.append((shop.trace({n: host.tensor(n) for n in shop.base}), {who}))
+        yield verdict("single leak", found, damage=f"lock stripped: tuned on {images} images")
+    for size in (2, 3):
+        for name, mix in MIXES.items():
+            found = []
+            for _ in range(args.trials):
+                guilty = [CUSTOMERS[i] for i in rng.choice(100, size, replace=False)]
+                copies = [shop.copy(who) for who in guilty]
+                leak = shop.carried(
+                    copies[0],
+                    lambda item, copies=copies, mix=mix: mix([c[item] for c in copies], rng),
+                )
+                found.append((shop.trace(leak), set(guilty)))
+            yield verdict("collusion", found, colluders=size, mix=name)
+    none = [(shop.trace(shop.base), set[str]())]
+    fresh = ModuleHost(bench.task.model())
+    none.append((shop.trace({n: fresh.tensor(n) for n in shop.base}), set[str]()))
+    yield verdict("unmarked models", none)
+
+
+def run(args: argparse.Namespace) -> None:
+    finished = set()
+    if ROWS.exists():
+        rows = (json.loads(text) for text in ROWS.read_text().splitlines())
+        finished = {(r["network"], r["data"], r["seed"], r["margin"]) for r in rows}
+    for seed in args.seeds:
+        if (args.network, args.data, seed, args.margin) in finished:
+            continue
+        started, made = time.perf_counter(), []
+        for row in cells(Bench(args, seed), args):
+            print(json.dumps(row), flush=True)
+            made.append(row)
+        head = {
+            "benchmark": "tracing",
+            "network": args.network,
+            "data": args.data,
+            "images_trained": args.images,
+            "margin": args.margin,
+            "customers": len(CUSTOMERS),
+            "threshold_bits": tracing.NAMED_BITS,
+            "seed": seed,
+        }
+        tail = {
+            "seconds": round(time.perf_counter() - started, 1),
+            "versions": {"earmark": earmark.__version__, "torch": torch.__version__},
+            "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
+        }
+        with ROWS.open("a") as file:
+            file.writelines(json.dumps(head | row | tail) + "\n" for row in made)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", default="mlp", choices=zoo.NETWORKS)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--lock", default="dsn")
+    parser.add_argument("--margin", type=float, default=3.0)
+    parser.add_argument("--leaks", type=int, default=20)
+    parser.add_argument("--tuned", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--seeds", type=numbers_of, default=[0])
+    parser.add_argument("--cache", default=str(Path(tempfile.gettempdir()) / "earmark-dsn"))
+    torch.set_num_threads(1)
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
