@@ -3,7 +3,7 @@
 Run it again and it goes on where it stopped: finished cells stand in the rows file.
 
     python benchmarks/deepwater.py --network small-cnn --seeds 0-4
-    python benchmarks/deepwater.py --network resnet8 --seeds 0-4 --samples 6000 --only scratch,attacks
+    python benchmarks/deepwater.py --network resnet8 --samples 5000 --only scratch,attacks
     python benchmarks/deepwater.py --table
 """
 
@@ -45,7 +45,7 @@ from earmark.training import Recipe, distillation_loss, train
 
 ROWS = Path(__file__).parent / "rows" / "deepwater.jsonl"
 SCHEME = DeepWater()
-PARTS = ("scratch", "attacks", "transfer", "finetune", "distill", "stamp")
+PARTS = ("scratch", "attacks", "transfer", "finetune", "distill", "stamp", "overhead")
 
 
 def attacks(lr: float) -> dict[str, Attack]:
@@ -103,9 +103,11 @@ class Cell:
         return model, seconds
 
     def plain(self) -> tuple[nn.Module, float]:
+        """The twin: the same training without a mark."""
         return self.model("plain", lambda: train(self.task, seed=self.seed).model)
 
     def marked(self) -> tuple[nn.Module, float]:
+        """The model that was marked from scratch."""
         return self.model(
             "marked", lambda: embed(self.task, SCHEME, self.key, seed=self.seed).model
         )
@@ -224,13 +226,48 @@ class Cell:
         moved = train(task, seed=self.seed + 11, model=model).model
         self.note("transfer", attack=f"to {other.name}", **self.counts(moved, task=task))
 
+    def overhead(self) -> None:
+        """Time a training step with and without the mark, turn by turn."""
+        model = fresh_model(self.task, self.seed)
+        optimizer = self.recipe.make_optimizer(model.parameters())
+        batches = list(self.task.stream("train", 0))[:20]
+        times: dict[bool, list[float]] = {False: [], True: []}
+        model.train()
+        with SCHEME.attach(model, self.key) as mark:
+            for turn in range(6):
+                for batch in batches:
+                    for marked in (turn % 2 == 0, turn % 2 == 1):
+                        started = time.thread_time()
+                        loss = self.task.loss(model, batch)
+                        if marked:
+                            loss = loss + mark.loss()
+                        optimizer.zero_grad(set_to_none=True)
+                        loss.backward()
+                        optimizer.step()
+                        if marked:
+                            mark.after_step(self.recipe.lr)
+                        times[marked].append(time.thread_time() - started)
+        plain, with_mark = (statistics.median(times[kind]) for kind in (False, True))
+        self.note(
+            "overhead",
+            accuracy=0.0,
+            hits=1,
+            trials=1,
+            bits=0,
+            step_ms=round(1000 * plain, 3),
+            marked_step_ms=round(1000 * with_mark, 3),
+            ratio=round(with_mark / plain, 4),
+        )
+
     def done(self, part: str, attack: str = "") -> bool:
+        """Tell whether a row is there already."""
         return any(
             (row["part"], row.get("attack", ""), row["cell"]) == (part, attack, self.name)
             for row in rows()
         )
 
     def note(self, part: str, **values: Any) -> None:
+        """Write a row."""
         row = {
             "part": part,
             "cell": self.name,

@@ -97,8 +97,10 @@ def _copy(
                 values = tensorfile.decode(_bytes(file, entry.size), entry.dtype)
                 made = change(entry.name, values.reshape(entry.shape)).reshape(-1)
                 del values
-                for at in range(0, len(made), _ENTRIES):
-                    out.write(tensorfile.encode(made[at : at + _ENTRIES], entry.dtype))
+                out.writelines(
+                    tensorfile.encode(made[at : at + _ENTRIES], entry.dtype)
+                    for at in range(0, len(made), _ENTRIES)
+                )
                 continue
             left = entry.size
             while left:
