@@ -1,0 +1,332 @@
+"""Panels, phases and the count of votes: per operator, commit first, then reveal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+from earmark import codec
+from earmark.policy import Policy, judge
+from earmark.protocol import messages as m
+from earmark.protocol.history import ClaimFile, History, Logged
+from earmark.protocol.rules import Code, Rules
+from earmark.records import Evidence, Outcome, Record, Tried
+
+MAX_RIVALS = 16
+"""Earlier claims on the same suspect that a panel compares a claim with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Record):
+    """Does this model carry this key's mark?
+
+    Args:
+        commitment: The key's commitment.
+        model: SHA-256 of the model's file.
+        claim: Digest of the claim that disclosed the key's shards.
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/question/1"
+    commitment: str
+    model: str
+    claim: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tally(Record):
+    """How a panel answered one question.
+
+    Args:
+        commitment: The key's commitment.
+        model: SHA-256 of the model's file.
+        outcome: What a quorum of the panel said, else inconclusive.
+        shown: Operators who found the mark.
+        not_shown: Operators who did not, with a test that would have found it.
+        unmeasured: Operators whom the model offered nothing to measure (the carrier is missing).
+        abstained: Operators who found nothing conclusive, the unmeasured among them.
+        hits: The count that most operators report, with the trials.
+        trials: See `hits`.
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/tally/1"
+    commitment: str
+    model: str
+    outcome: Outcome
+    shown: int
+    not_shown: int
+    unmeasured: int
+    abstained: int
+    hits: int
+    trials: int
+
+
+@dataclass(frozen=True, slots=True)
+class Voter(Record):
+    """What became of one operator's vote.
+
+    Args:
+        operator: Name of the party.
+        code: Counted, abstained, dissent, or why there is no vote.
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/voter/1"
+    operator: str
+    code: Code
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Until when voters commit and reveal, seconds since 1970."""
+
+    commit: int
+    reveal: int
+
+
+def questions(history: History, file: ClaimFile) -> tuple[Question, ...]:
+    """Return what a panel is asked about a claim.
+
+    The key on the suspect and on the owner's own release; and against every earlier rival, each
+    one's key on the other one's release.
+    """
+    asked = [
+        Question(file.commitment, file.claim.suspect, file.id),
+        Question(file.commitment, file.model, file.id),
+    ]
+    for rival in rivals(history, file)[:MAX_RIVALS]:
+        asked.append(Question(rival.commitment, file.model, rival.id))
+        asked.append(Question(file.commitment, rival.model, file.id))
+    seen: dict[tuple[str, str], Question] = {}
+    for item in asked:
+        seen.setdefault((item.commitment, item.model), item)
+    return tuple(seen.values())
+
+
+def rivals(history: History, file: ClaimFile) -> list[ClaimFile]:
+    """Return the earlier claims of other owners on the same suspect, in the log's order."""
+    return [
+        item
+        for item in history.claims.values()
+        if item.claim.suspect == file.claim.suspect
+        and item.owner != file.owner
+        and item.logged.index < file.logged.index
+    ]
+
+
+def panel(file: ClaimFile, rules: Rules) -> tuple[str, ...]:
+    """Draw the operators who vote on a claim, by a value that came after the claim."""
+    operators = sorted({member.operator for member in file.members})
+    if len(operators) <= rules.panel:
+        return tuple(operators)
+    seed = file.logged.entry.beacon or file.logged.entry.head
+    drawn = sorted(operators, key=lambda name: codec.digest(f"{seed}\n{name}".encode()))
+    return tuple(sorted(drawn[: rules.panel]))
+
+
+def split_nonce(file: ClaimFile) -> str:
+    """Return the value that splits the trials: drawn after the claim, so nobody chose it."""
+    seed = file.logged.entry.beacon or file.logged.entry.head
+    return codec.digest(f"earmark/nonce/1\n{file.claim.suspect}\n{seed}\n".encode())
+
+
+def windows(file: ClaimFile, rules: Rules) -> Windows:
+    """Return a claim's deadlines; a challenge in time extends the first one, once."""
+    until = file.logged.entry.time + rules.commit_seconds
+    if any(item.entry.time <= until for item in file.challenges):
+        until += rules.extension_seconds
+    return Windows(until, until + rules.reveal_seconds)
+
+
+@lru_cache(maxsize=4096)
+def classify(
+    finding: m.Finding, policy: Policy, guard: int, *, keys: int, suspects: int
+) -> Outcome:
+    """Judge a voter's count; inconclusive where a few hits more or less would change the outcome.
+
+    Args:
+        finding: The count.
+        policy: Evidence asked for.
+        guard: Hits by which counts may be off between machines.
+        keys: Live commitments of the claimant; charged.
+        suspects: Suspects that this key was claimed on; charged.
+    """
+    if finding.trials == 0:
+        return Outcome.INCONCLUSIVE
+    tried = Tried(keys, suspects, finding.forms)
+    ends = {max(0, finding.hits - guard), min(finding.trials, finding.hits + guard)}
+    found = {
+        judge(
+            Evidence.of(
+                "vote", hits=hits, trials=finding.trials, chance=finding.chance, tried=tried
+            ),
+            policy,
+        ).outcome
+        for hits in ends
+    }
+    return found.pop() if len(found) == 1 else Outcome.INCONCLUSIVE
+
+
+def _place(item: Logged) -> int:
+    return item.index
+
+
+class Count:
+    """The count of one claim's votes.
+
+    Args:
+        history: The accepted messages.
+        file: The claim.
+        now: Seconds since 1970, if later than the newest entry.
+    """
+
+    def __init__(self, history: History, file: ClaimFile, *, now: int = 0) -> None:
+        self.history, self.file, self.rules = history, file, history.rules
+        self.panel = panel(file, self.rules)
+        self.windows = windows(file, self.rules)
+        self.now = max(now, history.time)
+        self._operator = history.operators(file.members)
+        self.codes: dict[str, Code] = {}
+        self.outsiders: list[Logged] = []
+        self.sealed = self._commits()
+        self.ballots = self._reveals()
+        self.closed = len(self.ballots) == len(self.panel) or self.now > self.windows.reveal
+
+    def _by_operator(self, items: list[Logged]) -> dict[str, list[Logged]]:
+        found: dict[str, list[Logged]] = {}
+        for item in items:
+            name = self._operator.get(self.history.root(item.message.sender))
+            if name in self.panel:
+                found.setdefault(str(name), []).append(item)
+            else:
+                self.outsiders.append(item)
+        return found
+
+    def _commits(self) -> dict[str, Logged]:
+        """Return each operator's one commitment in time."""
+        kept: dict[str, Logged] = {}
+        found = self._by_operator(self.file.commits)
+        for item in sorted((one for items in found.values() for one in items), key=_place):
+            name = self._operator[self.history.root(item.message.sender)]
+            if len(kept) == len(self.panel):
+                break  # the phase is over: what comes now changes nothing
+            if name in self.codes:
+                continue
+            if item.entry.time > self.windows.commit:
+                if name not in kept:
+                    self.codes[name] = Code.LATE
+            elif name in kept:
+                del kept[name]
+                self.codes[name] = Code.EQUIVOCATION
+            else:
+                kept[name] = item
+        return kept
+
+    @property
+    def reveals_from(self) -> int | None:
+        """The index from which ballots may be shown because the whole panel has committed."""
+        if len(self.sealed) < len(self.panel):
+            return None
+        return max(item.index for item in self.sealed.values())
+
+    def _reveals(self) -> dict[str, m.Ballot]:
+        """Return the ballots that count."""
+        kept: dict[str, m.Ballot] = {}
+        complete = self.reveals_from
+        found = self._by_operator(self.file.reveals)
+        for name, sealed in self.sealed.items():
+            code, ballot = self._reveal(sealed, found.get(name, []), complete)
+            if ballot is None:
+                self.codes[name] = code
+            else:
+                kept[name] = ballot
+        return kept
+
+    def _reveal(
+        self, sealed: Logged, items: list[Logged], complete: int | None
+    ) -> tuple[Code, m.Ballot | None]:
+        assert isinstance(sealed.message, m.VoteCommit)
+        code = Code.UNREVEALED
+        for item in items:
+            assert isinstance(item.message, m.VoteReveal)
+            ballot = item.message.ballot
+            begun = item.entry.time > self.windows.commit
+            if not begun and (complete is None or item.index < complete):
+                return Code.EARLY, None
+            if item.entry.time > self.windows.reveal:
+                return Code.LATE, None
+            mine = ballot.voter == item.message.sender == sealed.message.sender
+            if mine and ballot.claim == self.file.id and ballot.sealed() == sealed.message.ballot:
+                return Code.COUNTED, ballot
+            code = Code.MISMATCH
+        return code, None
+
+    def tallies(self) -> tuple[Tally, ...]:
+        """Count every question."""
+        return tuple(self._tally(item) for item in questions(self.history, self.file))
+
+    def outcomes(self, question: Question) -> dict[str, tuple[Outcome, m.Finding | None]]:
+        """Return what each operator whose ballot counts says to a question."""
+        asker = self.history.claims[question.claim]
+        made: dict[str, tuple[Outcome, m.Finding | None]] = {}
+        for name, ballot in self.ballots.items():
+            finding = next(
+                (
+                    item
+                    for item in ballot.findings
+                    if (item.commitment, item.model) == (question.commitment, question.model)
+                ),
+                None,
+            )
+            if finding is None or finding.trials > asker.claim.opening.layout.message_bits:
+                made[name] = (Outcome.INCONCLUSIVE, None)
+                continue
+            outcome = classify(
+                finding,
+                self.rules.policy,
+                self.rules.guard,
+                keys=asker.keys,
+                suspects=asker.suspects,
+            )
+            made[name] = (outcome, finding)
+        return made
+
+    def _tally(self, question: Question) -> Tally:
+        said = self.outcomes(question)
+        votes = [outcome for outcome, _ in said.values()]
+        quorum = self.rules.quorum(len(self.panel))
+        agreed = [
+            outcome
+            for outcome in (Outcome.SHOWN, Outcome.NOT_SHOWN)
+            if votes.count(outcome) >= quorum
+        ]
+        counts = [(item.hits, item.trials) for _, item in said.values() if item is not None]
+        hits, trials = max(counts, key=lambda pair: (counts.count(pair), pair), default=(0, 0))
+        return Tally(
+            commitment=question.commitment,
+            model=question.model,
+            outcome=agreed[0] if agreed else Outcome.INCONCLUSIVE,
+            shown=votes.count(Outcome.SHOWN),
+            not_shown=votes.count(Outcome.NOT_SHOWN),
+            unmeasured=sum(item is not None and item.trials == 0 for _, item in said.values()),
+            abstained=votes.count(Outcome.INCONCLUSIVE),
+            hits=hits,
+            trials=trials,
+        )
+
+    def voters(self) -> tuple[Voter, ...]:
+        """Say of every operator of the panel what became of its vote on the suspect."""
+        question = questions(self.history, self.file)[0]
+        said = self.outcomes(question)
+        agreed = self._tally(question).outcome
+        made = []
+        for name in self.panel:
+            code = self.codes.get(name, Code.ABSENT)
+            if name in said:
+                outcome, _ = said[name]
+                code = Code.COUNTED
+                if outcome is Outcome.INCONCLUSIVE:
+                    code = Code.ABSTAINED
+                elif outcome is not agreed and agreed is not Outcome.INCONCLUSIVE:
+                    code = Code.DISSENT
+            made.append(Voter(name, code))
+        return tuple(made)
