@@ -126,3 +126,50 @@ def test_an_empty_vault_names_nobody(shop, capsys):
     )
     assert code == 0
     assert call(capsys, "trace", "release.safetensors")[0] == 2
+
+
+TASK = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(256, 256)
+        self.head = nn.Linear(256, 10, bias=False)
+
+    def forward(self, x):
+        return self.head(self.fc(x).relu())
+
+
+def model():
+    return Net()
+
+
+def loss(model, batch):
+    return model(batch).sum()
+
+
+def batches(split):
+    return []
+
+
+def evaluate(model):
+    return 0.0
+"""
+
+
+def test_reordered_neurons_are_undone_with_the_parent(shop, capsys, tmp_path):
+    issue(capsys, "acme")
+    unlock(capsys, shop, "acme", "--serial-file", "acme.serial", "-o", "leak")
+    order = np.random.default_rng(1).permutation(256)
+    found = {name: FilesHost("leak").tensor(name) for name in FilesHost("leak").tensor_names()}
+    found["fc.weight"], found["fc.bias"] = found["fc.weight"][order], found["fc.bias"][order]
+    found["head.weight"] = found["head.weight"][:, order]
+    write_tensors(tmp_path / "moved.safetensors", found)
+    (tmp_path / "task.py").write_text(TASK)
+    assert call(capsys, "trace", "moved.safetensors")[0] == 3
+    parent = ["--parent", "release.safetensors"]
+    assert call(capsys, "trace", "moved.safetensors", *parent)[0] == 2
+    code, found = call(capsys, "trace", "moved.safetensors", *parent, "--task", "task.py")
+    assert (code, found["named"]) == (0, ["1:acme"])

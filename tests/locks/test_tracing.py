@@ -164,3 +164,29 @@ def test_what_makes_no_sense_is_refused(shop):
     with pytest.raises(AccessError):
         trace(Host(), key, ["acme"])
     assert tracing.NAMED_BITS == 20
+
+
+def test_reordered_and_rescaled_neurons_are_undone_against_the_unmarked_parent():
+    import torch
+
+    from earmark.hosts.align import align
+    from earmark.hosts.graph import channels
+
+    torch.manual_seed(0)
+    parent = Mlp((1, 16, 16), 10, hidden=128)
+    tracer = Tracer(customers=10, colluders=1)
+    key = tracer.new_key(ModuleHost(parent), secret=bytes(32))
+    leak = tracer.mark_module(parent, key, "acme")
+    order = torch.randperm(128)
+    factor = torch.rand(128) * 3 + 0.1
+    with torch.no_grad():
+        leak.fc1.weight.copy_((leak.fc1.weight * factor[:, None])[order])
+        leak.fc1.bias.copy_((leak.fc1.bias * factor)[order])
+        leak.fc2.weight.copy_((leak.fc2.weight / factor)[:, order])
+    names = ["acme", *NAMES[:9]]
+    assert not trace(ModuleHost(leak), key, names).named
+    back = align(ModuleHost(leak), ModuleHost(parent), channels(parent))
+    assert [item.name for item in trace(back, key, names, forms=2).named] == ["acme"]
+    stranger = Mlp((1, 16, 16), 10, hidden=128)
+    bent = align(ModuleHost(stranger), ModuleHost(parent), channels(parent))
+    assert not trace(bent, key, names, forms=2).named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from earmark.errors import CarrierError, UsageError
 from earmark.records import License, Outcome
 from earmark.vault import Vault
 
+if TYPE_CHECKING:
+    from earmark.hosts.access import Host
+
 
 @click.command("trace", epilog="Example:  earmark trace leak.safetensors --vault vault")
 @click.argument("suspect", type=click.Path(path_type=Path))
@@ -24,11 +28,24 @@ from earmark.vault import Vault
     show_default=True,
     help="Forms of the suspect that you tried in all; each is charged.",
 )
+@click.option(
+    "--parent",
+    type=click.Path(path_type=Path),
+    help="The model that the copies were made from: undo reordered and rescaled neurons first.",
+)
+@options.task_option
 @options.vault_option
 @options.passphrase_option
 @options.json_option
 def command(
-    *, suspect: Path, forms: int, vault_path: Path, passphrase_file: Path | None, as_json: bool
+    *,
+    suspect: Path,
+    forms: int,
+    parent: Path | None,
+    task_path: Path | None,
+    vault_path: Path,
+    passphrase_file: Path | None,
+    as_json: bool,
 ) -> int:
     """Name the customers whose copies a SUSPECT was made from.
 
@@ -36,7 +53,6 @@ def command(
     customer is named with a probability below one in a million, whatever the others did. Exit
     codes: 0 somebody is named, 3 it cannot be told.
     """
-    from earmark.hosts.files import FilesHost
     from earmark.locks.tracing import NAMED_BITS, trace
 
     vault = Vault.open(vault_path)
@@ -47,7 +63,9 @@ def command(
     vault.close()
     copies = {copy_name(record.serial, record.customer): record for record in held}
     try:
-        found = trace(FilesHost(suspect), key, list(copies), forms=forms)
+        host, tried = _opened(suspect, parent, task_path)
+        forms *= tried
+        found = trace(host, key, list(copies), forms=forms)
     except CarrierError as error:
         text = line("CANNOT TELL", error.what)
         payload: dict[str, Json] = {"reason": error.what, "ranking": []}
@@ -80,3 +98,19 @@ def command(
     }
     outcome = found.outcome
     return emit("trace", lines, payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome])
+
+
+def _opened(suspect: Path, parent: Path | None, task_path: Path | None) -> tuple[Host, int]:
+    """Open a suspect, aligned to the copies' parent if one is given, and count its forms."""
+    from earmark.hosts.files import FilesHost
+
+    host = FilesHost(suspect)
+    if parent is None:
+        return host, 1
+    if task_path is None:
+        raise UsageError("--parent needs --task, the task file with model().")
+    from earmark.hosts.align import align
+    from earmark.hosts.graph import channels
+    from earmark.task import load_task
+
+    return align(host, FilesHost(parent), channels(load_task(task_path).model())), 2
