@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepwater import SCHEME, Cell
 from torch import nn
 
 import earmark
+from deepwater import SCHEME, Cell
 from earmark.attacks.base import Attack, Budget, Knowledge
 from earmark.attacks.chain import Chain
 from earmark.attacks.finetune import FineTune
