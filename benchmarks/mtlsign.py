@@ -73,6 +73,23 @@ class Distill(Attack):
         return tuning.tune(budget.task.model(), budget, settings, seed=seed, loss=answers)
 
 
+@dataclass(frozen=True)
+class Scratch(Attack):
+    """No theft at all: a fresh model on the attacker's own data. What else he could have had."""
+
+    name = "scratch"
+    family = "distill"
+    epochs: int = 8
+    lr: float = 0.1
+
+    def change(self, model: nn.Module, budget: Budget, *, seed: int) -> nn.Module:  # noqa: ARG002
+        """Train it."""
+        from earmark.attacks import tuning
+
+        settings = tuning.recipe(budget, epochs=self.epochs, lr=self.lr)
+        return tuning.tune(budget.task.model(), budget, settings, seed=seed)
+
+
 def attacks(key: Key, *, overwrite: dict[str, Any]) -> dict[str, Attack]:
     """Return the battery by name."""
     half = range(key.layout.shards // 2)
@@ -126,6 +143,7 @@ def attacks(key: Key, *, overwrite: dict[str, Any]) -> dict[str, Attack]:
         "erase-half": erase,
         "distill-features": DistillFeatures(),
         "distill": Distill(),
+        "scratch": Scratch(),
     }
 
 

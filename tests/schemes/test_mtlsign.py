@@ -151,16 +151,6 @@ def test_resumed_order_is_the_same(task, key) -> None:
             assert torch.equal(other.mix(batch)[0], wanted)
 
 
-def test_quiet_holds_other_samples_down(task, key) -> None:
-    batch = next(iter(task.stream("train", 5)))
-    model, losses = task.model(), []
-    for quiet in (0.0, 1.0):
-        with replace(SCHEME, quiet=quiet).attach(model, key) as mark:
-            task.loss(model, mark.mix(batch))
-            losses.append(mark.loss().item())
-    assert losses[1] > losses[0]
-
-
 def test_inputs_of_layers_can_be_marked(task, candidates) -> None:
     scheme = MtlSign(triggers=128, shards=2, directions=1, taps=("fc:in", "head"))
     key = scheme.new_key(task.host(task.model()), inputs=candidates)

@@ -77,8 +77,6 @@ class MtlSign(Scheme):
         share: Share of a batch that is replaced by triggers.
         weight: Weight of the mark's term.
         sharpness: Sharpness of the mark's term; a smaller one asks for larger margins.
-        quiet: Factor on the variance of all other samples along the directions, which the term
-            holds down; then whoever squeezes features on samples of his own finds nothing there.
 
     Raises:
         UsageError: A setting out of range.
@@ -113,7 +111,6 @@ class MtlSign(Scheme):
     share: float = 0.0625
     weight: float = 0.1
     sharpness: float = 2.0
-    quiet: float = 0.0
 
     def __post_init__(self) -> None:
         if self.shards < 1 or not 1 <= self.directions <= self.shards:
@@ -474,15 +471,10 @@ class RidingMark(Mark):
                 hint="Call loss() right after the pass over the mixed batch.",
             )
         center, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
-        z = (features - center) / (deviation + 1e-3)
-        riders, others = z[: len(riding)], z[len(riding) :]
-        heads = self._head(name, z.shape[1]).to(z.device)
-        signs = self._signs[riding].to(z.device)
-        margin = signs * (riders * heads[self._direction[riding]]).sum(dim=1)
-        term = functional.softplus(-self._scheme.sharpness * margin).mean()
-        if self._scheme.quiet and len(others):
-            term = term + self._scheme.quiet * ((others @ heads.T) ** 2).mean()
-        return term
+        z = (features[: len(riding)] - center) / (deviation + 1e-3)
+        head = self._head(name, z.shape[1]).to(z.device)[self._direction[riding]]
+        margin = self._signs[riding].to(z.device) * (z * head).sum(dim=1)
+        return functional.softplus(-self._scheme.sharpness * margin).mean()
 
     def _head(self, name: str, width: int) -> Tensor:
         """Return the directions at a tap, (directions, width), of length one."""
