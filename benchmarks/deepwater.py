@@ -39,6 +39,7 @@ from earmark.hosts.files import load_state, save_release
 from earmark.keys.secret import Key
 from earmark.policy import log2_p
 from earmark.schemes.deepwater import DeepWater
+from earmark.schemes.deepwater_torch import settle
 from earmark.schemes.embedding import embed, fresh_model
 from earmark.task import Task
 from earmark.training import Recipe, distillation_loss, train
@@ -192,6 +193,8 @@ class Cell:
             seconds=round(seconds, 3),
             stealth=stealth(plain, model, self.key),
         )
+        settle(model, self.task.stream("train", 0))
+        self.note("stamp-settled", **self.counts(model), twin=round(self.task.evaluate(plain), 3))
 
     def attacks(self) -> None:
         """The battery on the model that was marked from scratch."""
@@ -362,6 +365,10 @@ def main() -> None:
     for seed in range(int(first), int(last or first) + 1):
         cell = Cell(args, seed)
         for part in args.only.split(","):
+            if part == "stamp":
+                if not cell.done("stamp-settled"):
+                    cell.stamp()
+                continue
             if part == "attacks" or not cell.done(part, "to mnist" if part == "transfer" else ""):
                 getattr(cell, part)()
 

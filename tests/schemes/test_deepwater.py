@@ -21,6 +21,7 @@ from earmark.keys.secret import Disclosure
 from earmark.policy import log2_p
 from earmark.schemes import cells as cells_of
 from earmark.schemes.deepwater import DeepWater, stamp_files
+from earmark.schemes.deepwater_torch import settle
 from earmark.testing import check_scheme, null_excess
 
 SECRET = bytes(range(32))
@@ -79,6 +80,33 @@ def test_stamping_changes_little_and_nothing_else(marked):
             assert np.corrcoef(values.ravel(), other.ravel())[0, 1] > 0.96
         else:
             np.testing.assert_array_equal(stamped.tensor(name), values)
+
+
+def test_a_pinned_stamp_keeps_every_value(marked):
+    _, key, host, _ = marked
+    scheme = DeepWater(pin=True)
+    stamped = scheme.stamp(host, key)
+    for name, values in host.tensors.items():
+        np.testing.assert_array_equal(np.sort(values, None), np.sort(stamped.tensor(name), None))
+    evidence = scheme.measure(stamped, key)
+    assert evidence.hits == evidence.trials
+    assert min(row["least_z"] for row in evidence.details["layers"].values()) > 7
+
+
+def test_settling_renews_norms_and_nothing_else():
+    torch.manual_seed(0)
+    model = SmallCnn((1, 8, 8), 10).eval()
+    images = 3 + torch.randn(256, 1, 8, 8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settle(model, images.split(64))
+    changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed
+    assert all("running" in name or "batches" in name for name in changed)
+    assert not model.training
+    with torch.no_grad():
+        maps = model.conv1(images)
+    torch.testing.assert_close(model.bn1.running_mean, maps.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
+    assert model.bn1.momentum == 0.1
 
 
 def test_thirty_thousand_weights_reach_a_claim_by_the_soft_reading(marked):

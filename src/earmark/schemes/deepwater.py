@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from earmark.hosts.arrays import ArrayHost
+    from earmark.hosts.channels import Channels
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class DeepWater(Scheme):
         shards: Shards of the key.
         carrier: Globs of tensors to use; by default all that are eligible.
         payload: An identifier to be read back from the weights, hexadecimal, or empty.
+        pin: Whether stamping gives each tensor back exactly the values it had, in another order,
+            so that its histogram does not change at all. It has no effect on training.
 
     Raises:
         UsageError: A setting out of range.
@@ -93,6 +96,7 @@ class DeepWater(Scheme):
     shards: int = 8
     carrier: tuple[str, ...] = ()
     payload: str = ""
+    pin: bool = False
 
     name: ClassVar[str] = "deepwater"
     needs: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
@@ -214,10 +218,13 @@ class DeepWater(Scheme):
             bits: +1 or -1, (cells,).
         """
         flat = np.array(values, np.float32).reshape(-1)
+        natural = np.sort(flat) if self.pin else None
         positions, pattern = cells.positions(), cells.pattern()
         for _ in range(3):  # adding the mark widens the spread by a little, so go again
             held = flat[positions]
             flat[positions] = held + cells_of.push(held, pattern, bits, margin=self.margin)
+            if natural is not None:
+                flat[np.argsort(flat, kind="stable")] = natural
         return flat.reshape(values.shape)
 
     def measure(
@@ -296,6 +303,26 @@ class DeepWater(Scheme):
                 flat[positions] = cells_of.without(cells, flat[positions])
                 tensors[layer.name] = flat.reshape(layer.shape)
         return ArrayHost(tensors, digest=released.digest())
+
+    def aligned(
+        self, suspect: Host, released: Host, key: Key | Disclosure, channels: Channels
+    ) -> ArrayHost:
+        """Return a suspect whose neurons were brought back to the released model's order.
+
+        Args:
+            suspect: The model under test, of the same architecture but of any width.
+            released: The committed release.
+            key: The key, or the part of it that a claim reveals.
+            channels: The release's groups of channels, from :func:`earmark.hosts.graph.channels`.
+
+        Raises:
+            AccessError, KeyLayoutError, CarrierError: As in :meth:`measure`.
+            HostError: The suspect has another architecture.
+            ExtraError: SciPy is missing.
+        """
+        from earmark.hosts.align import align
+
+        return align(suspect, self.reference(released, key), channels)
 
     def read_payload(self, suspect: Host, key: Key | Disclosure) -> Decoded:
         """Read the identifier back from a suspect's weights.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from earmark.errors import CarrierError, KeyLayoutError
+from earmark.hosts.access import Forward, Tree, plain_forward
 from earmark.schemes.base import Mark
 
 if TYPE_CHECKING:
@@ -17,6 +18,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from earmark.schemes.cells import Cells
+
+
+def settle(
+    model: nn.Module, batches: Iterable[Tree], *, forward: Forward = plain_forward, most: int = 50
+) -> None:
+    """Let batch norms see the marked weights: renew their statistics, in place, without labels.
+
+    A stamp into finished weights leaves the statistics of batch norms behind; a few batches of
+    unlabelled data bring most of what that costs back.
+
+    Args:
+        model: The stamped model.
+        batches: Some batches of training data.
+        forward: How to run the model on one.
+        most: At most so many batches are used.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001 - torch names no public base
+    modes, momenta = model.training, [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over all batches
+        norm.train()
+    try:
+        with torch.no_grad():
+            for _, batch in zip(range(most), batches, strict=False):
+                forward(model, batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.train(modes)
 
 
 class _Carrier:
