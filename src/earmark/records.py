@@ -22,8 +22,8 @@ from earmark.errors import RecordError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_HEX = re.compile(r"^[0-9a-f]{64}$")
-_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
 
 def now() -> str:
@@ -43,13 +43,13 @@ def _need(condition: bool, sentence: str) -> None:  # noqa: FBT001 - a check rea
 
 def _need_digest(value: str | None, name: str) -> None:
     _need(
-        value is None or bool(_HEX.match(value)),
+        value is None or bool(_HEX.fullmatch(value)),
         f"{name} is {value!r}; expected 64 lower-case hexadecimal digits.",
     )
 
 
 def _need_time(value: str | None, name: str) -> None:
-    good = value is None or bool(_TIME.match(value))
+    good = value is None or bool(_TIME.fullmatch(value))
     if good and value is not None:
         try:
             datetime.fromisoformat(value.replace("Z", "+00:00"))

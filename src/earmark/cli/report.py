@@ -52,6 +52,7 @@ def write_claim(
     evidence: Evidence,
     policy: Policy,
     suspect: str,
+    word: str,
 ) -> None:
     """Record a claim in the ledger and write the dossier that proves it."""
     from earmark.report.content import ReportContent, Subject
@@ -96,4 +97,5 @@ def write_claim(
             proof=proof,
             report=content,
         ),
+        signer=vault.identity(word),
     )

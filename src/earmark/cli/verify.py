@@ -70,7 +70,8 @@ def command(
     """
     vault = Vault.open(vault_path)
     registration = vault.registration(key_name)
-    key = vault.key(registration.id, options.passphrase(passphrase_file))
+    word = options.passphrase(passphrase_file)
+    key = vault.key(registration.id, word)
     scheme = registry.scheme(key.layout.scheme)
     host = open_suspect(suspect, scheme, task_path)
     nonce = claim_nonce(host.digest(), vault.ledger.head().root.hex())
@@ -90,7 +91,7 @@ def command(
     if dossier is not None:
         from earmark.cli.report import write_claim
 
-        write_claim(dossier, vault, registration, evidence, asked, Path(suspect).name)
+        write_claim(dossier, vault, registration, evidence, asked, Path(suspect).name, word)
         lines.append(line("dossier", f"{dossier}   Check it with:  earmark report {dossier}"))
     return emit(
         "verify",

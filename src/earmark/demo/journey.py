@@ -44,8 +44,6 @@ ATTACKS: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (  # Any: fields 
 )
 """Copy's name, attack, settings, and what was done in a few words."""
 
-_SEED = 7
-
 
 @dataclass
 class Model:
@@ -80,23 +78,26 @@ class Journey:
         twin: Accuracy of the unmarked twin.
         models: Release, stolen copies and innocents.
         claim: The claim on the first stolen copy.
+        word: The vault's passphrase; it lies beside the vault, which only a demo may do.
     """
 
     folder: Path
     task: Task
     vault: Vault
     registration: Registration
+    word: str = field(repr=False)
     twin: float = 0.0
     models: list[Model] = field(default_factory=list)
     claim: tuple[Claim, Receipt] | None = None
 
 
-def run(folder: Path, events: Events, *, force: bool = False) -> Journey:
+def run(folder: Path, events: Events, *, seed: int = 7, force: bool = False) -> Journey:
     """Run the journey.
 
     Args:
         folder: Where everything is written; made here.
         events: Who hears of the progress.
+        seed: Seed of the trainings and thefts; the key is drawn afresh in any case.
         force: Replace a folder that an earlier demo left.
 
     Raises:
@@ -113,13 +114,13 @@ def run(folder: Path, events: Events, *, force: bool = False) -> Journey:
     new = scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
     key, registration = vault.commit(new, word, note="release.safetensors")
     events.note(f"ledger #{registration.receipt.index}: commitment, before any training")
-    journey = Journey(folder, task, vault, registration)
+    journey = Journey(folder, task, vault, registration, word)
     workers = max(1, (os.cpu_count() or 1) - 1)
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_alone)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        _work(journey, key, pool, events)
+        _work(journey, key, pool, events, seed)
         _verify(journey, key, events)
     finally:
         torch.set_num_threads(threads)
@@ -153,16 +154,16 @@ def _alone() -> None:
     torch.set_num_threads(1)
 
 
-def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events) -> None:
+def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events, seed: int) -> None:
     """Train the release here and the innocents in the pool; then steal."""
     folder, task = journey.folder, journey.task
     path = folder / "models" / "release.safetensors"
     jobs: list[tuple[str, str, str, Future[float]]] = [
-        (name, "innocent", done, pool.submit(innocent, folder, name))
+        (name, "innocent", done, pool.submit(innocent, folder, name, seed))
         for name, done in INNOCENTS.items()
     ]
     scheme = registry.scheme("mtlsign")
-    trained = embed(task, scheme, key, seed=_SEED, events=events, label="train with the mark")
+    trained = embed(task, scheme, key, seed=seed, events=events, label="train with the mark")
     save_release(trained.model, path)
     digests = {path.name: files.file_digest(path)}
     journey.registration = journey.vault.release(journey.registration, digests)
@@ -173,11 +174,11 @@ def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events)
     slow = {"finetune", "overwrite", "disguised-after-tuning"}
     for name, attack, settings, done in ATTACKS:
         if attack in slow and attack != "finetune":
-            future = pool.submit(steal, folder, name, attack, dict(settings))
+            future = pool.submit(steal, folder, name, attack, dict(settings), seed)
             jobs.append((name, "stolen", done, future))
     here = [item for item in ATTACKS if item[1] not in slow or item[1] == "finetune"]
     for name, attack, settings, done in events.track(here, label="steal it", total=len(here)):
-        utility = steal(folder, name, attack, dict(settings))
+        utility = steal(folder, name, attack, dict(settings), seed)
         journey.models.append(Model(name, "stolen", done, _path(folder, name), utility))
     for name, kind, done, future in events.track(jobs, label="innocents, more thefts"):
         model = Model(name, kind, done, _path(folder, name), future.result())
@@ -200,10 +201,10 @@ INNOCENTS: dict[str, str] = {
 """Models made without the key."""
 
 
-def innocent(folder: Path, name: str) -> float:
+def innocent(folder: Path, name: str, seed: int) -> float:
     """Train and write one innocent model; return its utility."""
     task = load_task(folder / "task.py")
-    seed = _SEED if name == "twin" else _SEED + 1
+    seed += name != "twin"
     recipe = Recipe.of(task.recipe)
     data = None
     if name == "other-data":
@@ -213,13 +214,19 @@ def innocent(folder: Path, name: str) -> float:
     return task.evaluate(model)
 
 
-def steal(folder: Path, name: str, attack: str, settings: dict[str, Any]) -> float:  # Any: fields
+def steal(
+    folder: Path,
+    name: str,
+    attack: str,
+    settings: dict[str, Any],
+    seed: int,  # Any: fields
+) -> float:
     """Attack the release, write the copy, and return its utility."""
     task = load_task(folder / "task.py")
     model = load_suspect(task.model(), _path(folder, "release"))
     budget = Budget(task, data_fraction=0.5, knowledge=Knowledge.SCHEME)
     for step in _steps(attack, settings):
-        model = step.run(model, budget, seed=1)
+        model = step.run(model, budget, seed=seed)
     save_release(model, _path(folder, name))
     return task.evaluate(model)
 

@@ -79,5 +79,6 @@ def write_papers(journey: Journey) -> tuple[Path, Path]:
             proof=proof,
             report=content,
         ),
+        signer=journey.vault.identity(journey.word),
     )
     return report, dossier

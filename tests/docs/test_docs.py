@@ -1,0 +1,75 @@
+"""Every snippet of the documentation runs, in order, and the generated pages are not stale."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from earmark.cli.main import run
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = ["README.md", "docs/tutorial.md"]
+
+
+def _console(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    last = 0
+    lines = iter(text.splitlines())
+    for line in lines:
+        if not line.startswith("$ "):
+            continue
+        words = shlex.split(line[2:], comments=True)
+        if words[0] == "export":
+            name, _, value = words[1].partition("=")
+            os.environ[name] = value
+        elif words[:2] == ["echo", "$?"]:
+            assert str(last) == next(lines).strip(), f"exit code after: {text}"
+        elif words[0] == "earmark" and words[1:2] != ["demo"]:
+            if ">" in words:
+                cut = words.index(">")
+                capsys.readouterr()
+                last = run(words[1:cut])
+                Path(words[cut + 1]).write_text(capsys.readouterr().out)
+            else:
+                last = run(words[1:])
+            assert last in (0, 1, 3), f"{line}: exit {last}\n{capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_snippet_runs(page, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EARMARK_PASSPHRASE", "docs")
+    scope: dict[str, object] = {"__name__": "docs"}
+    for language, about, code in FENCE.findall((ROOT / page).read_text()):
+        if language == "python" and "title=" in about:
+            Path(about.split("title=")[1].strip()).write_text(code)
+        elif language == "python":
+            exec(compile(code, f"{page}:python", "exec"), scope)
+        elif language == "console":
+            _console(code, capsys)
+
+
+def test_generated_pages_are_fresh(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["docs", "--check"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "scripts" / "docs"), run_name="__main__")
+    assert end.value.code == 0, capsys.readouterr().out + "run scripts/docs"
+
+
+def test_every_command_and_error_code_is_documented() -> None:
+    from earmark.cli.explain import catalogue
+
+    errors = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    assert all(code in errors for code in catalogue())
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
