@@ -252,8 +252,9 @@ def test_json_batches_scaled_pictures_scores_and_nested_paths():
 
 def test_a_batch_answered_short_is_refused():
     with serving(lambda body, headers: (200, {"label": [1, 2]}, {})) as (_, url):
+        host = EndpointHost(adapter(url, batch=3))
         with pytest.raises(NetworkError, match="list of 3"):
-            EndpointHost(adapter(url, batch=3)).labels(torch.zeros(3, 1) + torch.arange(3)[:, None])
+            host.labels(torch.arange(3.0)[:, None])
 
 
 @pytest.mark.parametrize(

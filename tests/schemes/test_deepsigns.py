@@ -12,9 +12,11 @@ from earmark import policy
 from earmark.attacks.base import Budget
 from earmark.attacks.obfuscate import Obfuscate, Permute
 from earmark.attacks.prune import Prune
+from earmark.bench.data import load
+from earmark.bench.zoo import image_task
 from earmark.errors import CapacityError, CarrierError, KeyFileError, UsageError
 from earmark.hosts.module import ModuleHost
-from earmark.schemes.deepsigns import DeepSigns, codeword, matched
+from earmark.schemes.deepsigns import DeepSigns, Plan, _standard, assignment, codeword
 from earmark.schemes.deepsigns_paper import DeepSignsPaper, normal
 from earmark.schemes.embedding import embed
 from earmark.testing import check_scheme, tiny_task
@@ -83,47 +85,67 @@ def test_a_key_bound_to_another_beacon_reads_other_bits(task, marked, key):
     assert bits(SCHEME, marked, key.bind("ab" * 32)) < 12
 
 
+def aligned(task, marked, key, suspect):
+    return SCHEME.measure(SCHEME.align(ModuleHost(suspect), task.host(marked), key), key)
+
+
 def test_permutation_scaling_and_dummies_are_undone(task, marked, key):
     budget = Budget(task)
     moved = Permute().run(marked, budget, seed=3)
-    assert SCHEME.measure(ModuleHost(moved), key).hits == 128
-    hidden = Obfuscate().run(marked, budget, seed=3)
-    evidence = SCHEME.measure(ModuleHost(hidden), key)
-    assert evidence.details["reading"] == "matched"
-    assert evidence.hits >= 126
+    assert 30 < SCHEME.measure(ModuleHost(moved), key).hits < 98
+    evidence = aligned(task, marked, key, moved)
+    assert (evidence.hits, evidence.tried.forms) == (128, 2)
+    assert evidence.suspect == ModuleHost(moved).digest()
+    for width in (0.1, 0.8):
+        hidden = Obfuscate(width=width).run(marked, budget, seed=3)
+        assert aligned(task, marked, key, hidden).hits >= 125
 
 
-def test_without_matching_a_permutation_would_erase_the_mark(task, marked, key):
-    from earmark.schemes.deepsigns import Plan
+def test_a_wider_suspect_needs_alignment_first(task, marked, key):
+    hidden = Obfuscate().run(marked, Budget(task), seed=3)
+    with pytest.raises(CarrierError, match="align"):
+        SCHEME.measure(ModuleHost(hidden), key)
 
-    moved = Permute().run(marked, Budget(task), seed=3)
+
+def test_alignment_leaves_the_law_of_innocent_models(task, plain):
+    """Several marked references, several innocent models: hits stay fair after alignment."""
+    innocents = [ModuleHost(train(task, seed=100 + i).model) for i in range(4)]
+    shares = []
+    for i in range(6):
+        key = SCHEME.new_key(task.host(plain), inputs=samples(task), secret=bytes([40 + i] * 32))
+        model = embed(task, SCHEME, key, seed=i, model=copy.deepcopy(plain)).model
+        found = [
+            SCHEME.measure(SCHEME.align(host, task.host(model), key), key).hits / 128
+            for host in innocents
+        ]
+        shares.append(np.mean(found))
+    error = 0.5 / np.sqrt(128 * len(shares))  # innocents of one key are not independent
+    assert abs(np.mean(shares) - 0.5) < 4 * error
+
+
+def test_naive_alignment_would_make_innocent_models_look_guilty():
+    """The control, on real digits: matched by plain activations, innocents show most bits."""
+    task = image_task("mlp", "digits", recipe={"epochs": 8})
+    scheme = DeepSigns(bits=256, every=4)
+    first = train(task, seed=0).model
+    key = scheme.new_key(task.host(first), inputs=next(iter(digits(1200))), secret=bytes(32))
+    released = task.host(embed(task, scheme, key, seed=1, model=first).model)
+    innocent = task.host(train(task, seed=2).model)
     plan = Plan.of(key)
-    z = plan.read(ModuleHost(moved).features(plan.inputs, plan.names))
-    assert 30 < int((z * plan.signs > 0).sum()) < 98
+    own, found = (host.features(plan.inputs, plan.names) for host in (released, innocent))
+    bent = {}
+    for name, rows in found.items():
+        center = [_standard(item) / np.sqrt(len(rows)) for item in (own[name], rows)]
+        _, ours, theirs, signs = assignment(*center)
+        bent[name] = np.zeros_like(own[name])
+        bent[name][:, ours] = rows[:, theirs] * signs
+    assert (plan.read(bent) * plan.signs > 0).mean() > 0.7
+    fair = scheme.measure(scheme.align(innocent, released, key), key)
+    assert abs(fair.hits - 128) < 40
 
 
-def test_matching_leaves_the_law_of_an_innocent_model(task, marked, key):
-    """The reference is the unmarked model: whom it is matched to tells nothing of the bits."""
-    counts = []
-    for seed in range(12):
-        innocent = train(task, seed=100 + seed).model
-        features = ModuleHost(innocent).features(*_inputs_and_names(key))
-        for beacon in range(25):
-            plan = _plan(key.bind(f"{beacon:064x}"))
-            counts.append(int((plan.read(plan.match(features)) * plan.signs > 0).sum()))
-    mean = np.mean(counts) / 128
-    assert abs(mean - 0.5) < 4 * 0.5 / np.sqrt(128 * len(counts))
-
-
-def _plan(key):
-    from earmark.schemes.deepsigns import Plan
-
-    return Plan.of(key)
-
-
-def _inputs_and_names(key):
-    plan = _plan(key)
-    return plan.inputs, plan.names
+def digits(count):
+    return load("digits").batches("train", size=count, seed=0)
 
 
 def test_pruning_leaves_a_claim(task, marked, key):
@@ -184,17 +206,15 @@ def test_settings_out_of_range_are_refused(wrong):
         DeepSigns(**wrong)
 
 
-def test_units_are_matched_through_permutation_scale_and_extra_units():
+def test_units_are_matched_through_permutation_sign_and_extra_units():
     generator = np.random.default_rng(0)
     reference = generator.normal(size=(40, 12))
     order = generator.permutation(12)
     signs = np.where(np.arange(12) < 3, -1.0, 1.0)
-    found = np.concatenate(
-        [3 * reference[:, order] * signs[order] + signs[order], generator.normal(size=(40, 5))],
-        axis=1,
-    )
-    back = matched(found, reference, np.arange(40) < 30)
-    assert np.allclose(back, 3 * reference + 1)
+    found = np.concatenate([(reference * signs)[:, order], generator.normal(size=(40, 5))], axis=1)
+    width, ours, theirs, back = assignment(reference, found)
+    assert width == 12
+    assert np.allclose(found[:, theirs] * back, reference[:, ours])
 
 
 def test_paper_mode_reads_activations_not_centers(task, plain):

@@ -32,6 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from earmark.codec import Json
 from earmark.errors import CapacityError, CarrierError, UsageError
 from earmark.hosts import batches, taps
 from earmark.hosts.access import Host
@@ -45,6 +46,7 @@ from earmark.schemes import groups
 from earmark.schemes.base import Mark, Scheme
 from earmark.schemes.groups import quiet
 
+PROBES = 4  # sets of blends on which units are matched
 _LEVELS = 16  # steps of the soft reading's weights
 
 
@@ -71,8 +73,7 @@ class DeepSigns(Scheme):
         Rouhani, Chen and Koushanfar 2019 (ASPLOS), sections on the intermediate layers. Changed:
         the loss acts on the activations of the key's own inputs instead of on trained centers;
         means are centered on a neutral set and standardized by unit, so that scaling a unit is
-        undone; a hinge with a margin replaces the cross-entropy; bits are spread over all groups;
-        a suspect's units are matched to a reference that was fixed before the bits were drawn.
+        undone; a hinge with a margin replaces the cross-entropy; bits are spread over all groups.
 
     Example:
         >>> from earmark.bench.zoo import tiny_hosts
@@ -111,13 +112,7 @@ class DeepSigns(Scheme):
     def new_key(
         self, host: Host, *, inputs: Tree | None = None, secret: bytes | None = None
     ) -> Key:
-        """Make a key; see :meth:`earmark.schemes.base.Scheme.new_key`.
-
-        The host's activations on the key's inputs are kept with them, as the reference that a
-        suspect's units are matched to. Make the key from the trained model and fine-tune the mark
-        in, and a permutation of units can be undone; a key made from an untrained model works too,
-        but then it cannot.
-        """
+        """Make a key; see :meth:`earmark.schemes.base.Scheme.new_key`."""
         given = self.need_inputs(inputs)
         secret = secrets.token_bytes(32) if secret is None else secret
         names = self._names(host)
@@ -130,23 +125,17 @@ class DeepSigns(Scheme):
             size=self.per_group,
             references=self.references,
         )
-        features = host.features(chosen.inputs, names)
-        widths = [features[name].shape[1] for name in names]
+        features = host.features(batches.take(chosen.inputs, [0, 1]), names)
+        widths: list[Json] = [int(features[name].shape[1]) for name in names]
         self._check_capacity(names, widths, chosen.count)
-        held = {
-            "inputs": chosen.inputs,
-            "group": chosen.group,
-            "reference": {
-                name: torch.from_numpy(features[name].astype(np.float32)) for name in names
-            },
-        }
+        held = {"inputs": chosen.inputs, "group": chosen.group}
         layout = Layout(
             self.name,
             self.version,
             names,
             self.bits,
             self.shards,
-            {"groups": chosen.count, "widths": list(widths)},
+            {"groups": chosen.count, "widths": widths},
             batches.tree_digest(held),
         )
         return Key.generate(layout, secret=secret, inputs=held)
@@ -159,9 +148,9 @@ class DeepSigns(Scheme):
         modules = [name for name, _ in host.model.named_modules()]
         return taps.choose(modules, self.taps, what="tap")
 
-    def _check_capacity(self, names: Sequence[str], widths: Sequence[int], count: int) -> None:
+    def _check_capacity(self, names: Sequence[str], widths: Sequence[Json], count: int) -> None:
         """Refuse more bits than the groups' means can hold at this margin."""
-        room = sum(width for width in widths) * count
+        room = sum(width for width in widths if isinstance(width, int)) * count
         most = int(0.8 * room / self.margin**2)
         if self.bits > most:
             fits = (0.8 * room / self.bits) ** 0.5
@@ -190,21 +179,46 @@ class DeepSigns(Scheme):
     def measure(
         self, suspect: Host, key: Key | Disclosure, *, nonce: str | None = None
     ) -> Evidence:
-        """Count the bits that a suspect's activations show.
+        """Count the bits that a suspect's activations show, unit by unit as they stand.
 
-        Where the suspect has as many units as the reference, they are read both in place and
-        matched to the reference; the better of the two readings counts and both are charged.
+        A suspect whose units were reordered, rescaled in sign or joined by dummies goes through
+        :meth:`align` first.
         """
         self.check_key(key)
         suspect.require(Access.ACTIVATIONS, by=self.name)
         plan = Plan.of(key, self.payload)
         features = suspect.features(plan.inputs, plan.names)
-        readings = []
-        if all(features[name].shape[1] == plan.width(name) for name in plan.names):
-            readings.append(("in place", plan.read(features)))
-        readings.append(("matched", plan.read(plan.match(features))))
-        form, z = max(readings, key=lambda pair: int((pair[1] * plan.signs > 0).sum()))
-        return self._evidence(suspect, key, plan, z, form, len(readings), nonce)
+        for name, width in zip(plan.names, plan.widths, strict=True):
+            if features[name].shape[1] != width:
+                raise CarrierError(
+                    f"Layer '{name}' has {features[name].shape[1]} units; the key's had {width}.",
+                    hint="Match it to the released model first:  scheme.align(...)",
+                )
+        z = plan.read(features)
+        return self._evidence(suspect, key, plan, z, nonce)
+
+    def align(self, suspect: Host, released: Host, key: Key | Disclosure) -> AlignedHost:
+        """Return the suspect with its units in the released model's order; two forms are charged.
+
+        Units are matched by how they answer blends of the key's inputs, after the directions of
+        the groups' means, in which the mark lies, were taken out of both models' answers. Without
+        that an innocent suspect is bent towards the mark and looks guilty; with it the order
+        found knows of the bits at second order only, and hits of innocent models were measured to
+        be fair. It is no theorem: where it matters, rest the claim on the reading in place.
+
+        Args:
+            suspect: The model under test; it may be wider or narrower.
+            released: The model as it was released.
+            key: The key, or the part of it that a claim reveals.
+
+        Raises:
+            AccessError: A host grants too little.
+            CarrierError: The released model does not fit the key.
+        """
+        self.check_key(key)
+        for host in (suspect, released):
+            host.require(Access.ACTIVATIONS, by=self.name)
+        return AlignedHost(suspect, released, Plan.of(key))
 
     def _evidence(
         self,
@@ -212,8 +226,6 @@ class DeepSigns(Scheme):
         key: Key | Disclosure,
         plan: Plan,
         z: NDArray[np.float64],
-        form: str,
-        forms: int,
         nonce: str | None,
     ) -> Evidence:
         right = z * plan.signs
@@ -231,7 +243,7 @@ class DeepSigns(Scheme):
             layout=key.layout.digest(),
             suspect=suspect.digest(),
             access=Access.ACTIVATIONS,
-            tried=Tried(forms=forms),
+            tried=Tried(forms=getattr(suspect, "forms", 1)),
             nonce=nonce,
             shards=tuple(shard.index for shard in key.shards),
             queries=batches.size(plan.inputs),
@@ -241,7 +253,6 @@ class DeepSigns(Scheme):
                 "bit_error_rate": round(1 - float(hits.mean()), 6),
                 "least_margin": round(float(np.nan_to_num(right, nan=-9.0).min()), 4),
                 "mean_margin": round(float(np.nan_to_num(right).mean()), 4),
-                "reading": form,
                 "taps": {name: list(pair) for name, pair in by_tap.items()},
             },
         )
@@ -264,7 +275,7 @@ class DeepSigns(Scheme):
         self.check_key(key)
         plan = Plan.of(key, "")
         features = suspect.features(plan.inputs, plan.names)
-        z = np.nan_to_num(plan.read(plan.match(features)) * plan.signs)
+        z = np.nan_to_num(plan.read(features) * plan.signs)
         strengths = [0] * key.layout.message_bits
         for position, value in zip(plan.position, z, strict=True):
             strengths[position] = round(1000 * float(value))
@@ -300,9 +311,9 @@ class Plan:
         position: (bits,) each bit's place in the message.
         tap: (bits,) index of each bit's layer.
         cell: (bits,) group of each bit.
-        projection: One (bits, width) matrix of signs for each layer, rows of other layers empty.
+        projection: One (bits, width) matrix of signs for each layer, rows of other layers empty;
+            bits of different groups share them.
         signs: (bits,) the message.
-        reference: (inputs, units) activations that units are matched to, by layer.
     """
 
     names: tuple[str, ...]
@@ -315,7 +326,6 @@ class Plan:
     cell: NDArray[np.int64]
     projection: tuple[NDArray[np.int8], ...]
     signs: NDArray[np.int8]
-    reference: dict[str, NDArray[np.float64]]
 
     @classmethod
     def of(cls, key: Key | Disclosure, payload: str = "") -> Plan:
@@ -327,7 +337,7 @@ class Plan:
         """
         layout = key.layout
         held = groups.checked(key)
-        widths: list[int] = [int(width) for width in layout.params["widths"]]  # type: ignore[union-attr, arg-type]
+        widths = [int(width) for width in layout.params["widths"]]  # type: ignore[union-attr, arg-type]
         count = int(layout.params["groups"])  # type: ignore[arg-type]
         tap, cell = _spread(widths, count, layout.message_bits)
         code = codeword(payload, layout.message_bits)
@@ -335,7 +345,7 @@ class Plan:
         for shard in key.shards:
             own = np.arange(shard.index, layout.message_bits, layout.shards)
             signs.append(np.array(shard.stream("message").signs(len(own)), np.int8) * code[own])
-            rows += _projection(shard, [widths[tap[position]] for position in own])
+            rows += _vectors(shard, [widths[tap[i]] for i in own])
             at.append(own)
         order = np.concatenate(at)
         tap, cell = tap[order], cell[order]
@@ -345,7 +355,6 @@ class Plan:
             )
             for i, width in enumerate(widths)
         )
-        reference = {name: held["reference"][name].double().numpy() for name in layout.carrier}
         return cls(
             layout.carrier,
             tuple(widths),
@@ -357,12 +366,7 @@ class Plan:
             cell,
             projection,
             np.concatenate(signs),
-            reference,
         )
-
-    def width(self, name: str) -> int:
-        """Return a layer's width in the reference."""
-        return self.widths[self.names.index(name)]
 
     def read(self, features: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         """Return each bit's distance from its hyperplane; 0 where a group's mean vanishes."""
@@ -381,39 +385,96 @@ class Plan:
                 z[own] = (self.projection[i] * means[self.cell[own]]).sum(axis=1)
         return z
 
-    def match(self, features: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
-        """Bring a suspect's units into the reference's order; units without a match stay silent.
+    def answers(self, host: Host) -> dict[str, NDArray[np.float64]]:
+        """Return how each unit answers blends of the key's inputs, without what may be marked.
 
-        The reference was fixed before the bits, so for a suspect made without the key the order
-        found is independent of the bits and the law of the hits stays exact.
+        The groups' means are where the mark is: their directions are taken out of the activations.
+        What is left is whitened, so that units which answer alike can be told apart.
         """
-        neutral = self.group < 0
-        return {name: matched(features[name], self.reference[name], neutral) for name in self.names}
+        count = len(self.group)
+        parts = [self.inputs]
+        for i in range(1, PROBES):
+            others = batches.take(self.inputs, (torch.arange(count) * 7 + 13 * i) % count)
+            parts.append(groups.blended(self.inputs, others, 0.5))
+        found = host.features(batches.join(parts), self.names)
+        return {name: _signature(rows, self.group, self.count) for name, rows in found.items()}
 
 
-def matched(
-    found: NDArray[np.float64], reference: NDArray[np.float64], rows: NDArray[np.bool_]
+def _signature(
+    rows: NDArray[np.float64], group: NDArray[np.int64], count: int
 ) -> NDArray[np.float64]:
-    """Return the suspect's columns in the reference's order and sign, by the best assignment.
+    """Standardize, take out the groups' means, whiten, and bring columns to unit length."""
+    found = _standard(rows)
+    first = found[: len(group)]
+    neutral = first[group < 0].mean(axis=0)
+    means = np.stack([first[group == g].mean(axis=0) - neutral for g in range(count)])
+    basis, _ = np.linalg.qr(means.T)
+    found = found - (found @ basis) @ basis.T
+    values, vectors = np.linalg.eigh(found.T @ found / len(found))
+    found = found @ ((vectors / np.sqrt(values.clip(0) + 0.01)) @ vectors.T)
+    found = found - found.mean(axis=0)
+    norms = np.linalg.norm(found, axis=0)
+    made: NDArray[np.float64] = np.where(norms > 1e-9, found / np.maximum(norms, 1e-12), 0.0)
+    return made
+
+
+class AlignedHost(Host):
+    """A suspect whose units at the key's taps stand in the order of the released model's.
 
     Args:
-        found: (inputs, units) of the suspect.
-        reference: (inputs, units) of the reference.
-        rows: (inputs,) which inputs to compare on.
+        suspect: The model under test.
+        released: The model as it was released.
+        plan: What the key says.
+    """
+
+    access: ClassVar[frozenset[Access]] = frozenset({Access.ACTIVATIONS})
+
+    def __init__(self, suspect: Host, released: Host, plan: Plan) -> None:
+        self.suspect, self.forms = suspect, 2
+        own, found = plan.answers(released), plan.answers(suspect)
+        self._order = {name: assignment(own[name], found[name]) for name in plan.names}
+
+    def digest(self) -> str:
+        """Return the suspect's digest."""
+        return self.suspect.digest()
+
+    def features(self, inputs: Tree, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Return the suspect's activations, units in order, those without a match silent."""
+        made = {}
+        for name, rows in self.suspect.features(inputs, names).items():
+            width, ours, theirs, signs = self._order[name]
+            made[name] = np.zeros((len(rows), width))
+            made[name][:, ours] = rows[:, theirs] * signs
+        return made
+
+
+def assignment(
+    reference: NDArray[np.float64], found: NDArray[np.float64]
+) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Match a suspect's units to a reference's by their answers to the same inputs.
+
+    Args:
+        reference: (inputs, units) of the reference, columns of unit length.
+        found: (inputs, units) of the suspect; any number of units.
+
+    Returns:
+        The reference's width, its matched units, the suspect's units in that order, their signs.
     """
     from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
-    def unit(columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        centered = columns - columns.mean(axis=0)
-        norms = np.linalg.norm(centered, axis=0)
-        made: NDArray[np.float64] = np.where(norms > 1e-9, centered / np.maximum(norms, 1e-12), 0.0)
-        return made
+    alike = np.nan_to_num(reference.T @ found)
+    first, second = linear_sum_assignment(np.abs(alike), maximize=True)
+    signs = np.where(alike[first, second] < 0, -1.0, 1.0)
+    return reference.shape[1], first, second, signs
 
-    alike = np.nan_to_num(unit(reference[rows]).T @ unit(np.nan_to_num(found[rows])))
-    ours, theirs = linear_sum_assignment(np.abs(alike), maximize=True)
-    ordered = np.zeros((len(found), reference.shape[1]))
-    ordered[:, ours] = found[:, theirs] * np.where(alike[ours, theirs] < 0, -1.0, 1.0)
-    return ordered
+
+def _standard(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Center columns and bring them to spread 1; constant ones and NaN become 0."""
+    with np.errstate(all="ignore"):
+        centered = columns - columns.mean(axis=0)
+        spread = centered.std(axis=0)
+        made: NDArray[np.float64] = np.where(spread > 1e-9, centered / spread, 0.0)
+    return np.nan_to_num(made, posinf=0.0, neginf=0.0)
 
 
 def _spread(
@@ -425,7 +486,7 @@ def _spread(
     return tap, np.arange(bits, dtype=np.int64) % count
 
 
-def _projection(shard: Shard, widths: Sequence[int]) -> list[NDArray[np.int8]]:
+def _vectors(shard: Shard, widths: Sequence[int]) -> list[NDArray[np.int8]]:
     """Return the sign vectors of a shard's bits in order."""
     stream = shard.stream("projection")
     rows = []

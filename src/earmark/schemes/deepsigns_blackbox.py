@@ -44,7 +44,7 @@ from earmark.keys.stream import KeyStream, public_stream
 from earmark.records import Access, Evidence, Layout, Tried
 from earmark.schemes import groups
 from earmark.schemes.base import Mark, Scheme
-from earmark.schemes.groups import quiet
+from earmark.schemes.groups import blended, quiet
 from earmark.stats import BettingEValue
 
 
@@ -286,23 +286,6 @@ def checked_inputs(key: Key | Disclosure) -> Tree:
             hint="Give the inputs that were stored with the key, in the order of the shards.",
         )
     return key.inputs
-
-
-def blended(first: Tree, second: Tree, share: float) -> Tree:
-    """Blend two batches: numbers are averaged, codes (integers) are spliced along axis 1."""
-    others = batches.leaves(second)
-
-    def mix(path: str, tensor: Tensor) -> Tensor:
-        other = others[path]
-        if tensor.is_floating_point():
-            return (1 - share) * tensor + share * other
-        if tensor.ndim < 2:
-            return tensor
-        cut = round((1 - share) * tensor.shape[1])
-        return torch.cat([tensor[:, :cut], other[:, cut:]], dim=1)
-
-    paths = iter(batches.leaves(first))
-    return batches.transform(first, lambda tensor: mix(next(paths), tensor))
 
 
 class _Run(nn.Module):

@@ -133,6 +133,23 @@ def checked(key: Key | Disclosure) -> Tree:
     return key.inputs
 
 
+def blended(first: Tree, second: Tree, share: float) -> Tree:
+    """Blend two batches: numbers are averaged, codes (integers) are spliced along axis 1."""
+    others = batches.leaves(second)
+
+    def mix(path: str, tensor: Tensor) -> Tensor:
+        other = others[path]
+        if tensor.is_floating_point():
+            return (1 - share) * tensor + share * other
+        if tensor.ndim < 2:
+            return tensor
+        cut = round((1 - share) * tensor.shape[1])
+        return torch.cat([tensor[:, :cut], other[:, cut:]], dim=1)
+
+    paths = iter(batches.leaves(first))
+    return batches.transform(first, lambda tensor: mix(next(paths), tensor))
+
+
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Let a model see the key's inputs as it sees a batch, without remembering them.
