@@ -18,6 +18,12 @@ SCHEMES: dict[str, dict[str, object]] = {
 BITS = {"deepsigns-paper": 12.0}  # it carries 16 bits on hosts so small
 RECIPES: dict[str, dict[str, object]] = {"mtlsign": {"epochs": 30}}
 ATTACKS: dict[str, dict[str, object]] = {
+    "cleanse-patches": {"steps": 10},
+    "jacobian-augmentation": {"rounds": 1, "epochs": 0.1},
+    "knockoff": {"queries": 256},
+    "launder": {"steps": 10},
+    "prune-adversarially": {"steps": 20},
+    "refit": {"epochs": 3},
     "overwrite": {
         "scheme": "mtlsign",
         "settings_of_scheme": SCHEMES["mtlsign"],

@@ -392,7 +392,9 @@ def check_attack(
         notes.host = name
         task = tiny_task(name, samples=128, seed=seed)
         model = train(task, seed=seed, recipe=Recipe.of(task.recipe, epochs=2)).model
-        budget = Budget(task, knowledge=max(Knowledge.SCHEME, attack.knowledge))
+        sibling = train(task, seed=seed + 1, recipe=Recipe.of(task.recipe, epochs=1)).model
+        knowledge = max(Knowledge.SCHEME, attack.knowledge)
+        budget = Budget(task, knowledge=knowledge, models=(sibling,))
         try:
             attack.run(model, budget, seed=seed)
         except EarmarkError as error:

@@ -51,6 +51,8 @@ class Budget:
         queries: Queries to the stolen model, or null for any number.
         knowledge: L0 to L3.
         shards: Revealed shards, for knowledge L3.
+        models: Other models of the same structure that the attacker holds: siblings, public bases,
+            other customers' copies.
 
     Raises:
         UsageError: The fraction lies outside 0 to 1.
@@ -62,6 +64,7 @@ class Budget:
     queries: int | None = None
     knowledge: Knowledge = Knowledge.NOTHING
     shards: tuple[Shard, ...] = field(default=(), repr=False)
+    models: tuple[nn.Module, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.data_fraction <= 1:

@@ -183,12 +183,12 @@ class PruneChannels(Attack):
             if self.shrink:
                 group.select(keep.nonzero().flatten())
             else:
-                _mask_rows(group, keep, found)
+                mask_rows(group, keep, found)
         parameters, masks = [item for item, _ in found.values()], [m for _, m in found.values()]
         return _finish(model, budget, masks, parameters, epochs, self.lr, seed)
 
 
-def _mask_rows(group: Group, keep: Tensor, found: dict[int, tuple[nn.Parameter, Tensor]]) -> None:
+def mask_rows(group: Group, keep: Tensor, found: dict[int, tuple[nn.Parameter, Tensor]]) -> None:
     """Add masks that silence channels: incoming weights, biases, gains and shifts of norms."""
     norms = [module for module in group.passengers if isinstance(module, BATCH_NORMS)]
     for module in [*group.producers, *group.passengers]:

@@ -161,6 +161,14 @@ def frozen(model: nn.Module) -> nn.Module:
     return made
 
 
+def thawed(model: nn.Module) -> nn.Module:
+    """Return a copy in which every parameter can be trained."""
+    made = copy.deepcopy(model)
+    for parameter in made.parameters():
+        parameter.requires_grad_(True)
+    return made
+
+
 def last_layer(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     """Return the last layer with weights and its name.
 
@@ -235,3 +243,77 @@ def need_share(value: float, name: str, attack: str) -> None:
     """
     if not 0 <= value <= 1:
         raise UsageError(f"Attack '{attack}' has {name}={value}.", expected="Between 0 and 1.")
+
+
+def scores(output: Any) -> Tensor:  # Any: whatever the model returns
+    """Return class scores from a model's output.
+
+    Raises:
+        HostError: The output is no (samples, classes) tensor.
+    """
+    found = getattr(output, "logits", output)
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        raise HostError(
+            "This attack needs a model whose output is a (samples, classes) tensor.",
+            hint="Give the task a `forward` that returns one.",
+        )
+    return found
+
+
+def image_of(batch: Tree) -> Tensor:
+    """Return the part of a batch that the model sees, if it is one tensor of floats.
+
+    Raises:
+        HostError: It is something else, for example tokens.
+    """
+    found = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        raise HostError(
+            "This attack changes inputs, and they are no tensor of floats.",
+            expected="Batches of (inputs, labels) with inputs such as images.",
+        )
+    return found
+
+
+def with_image(batch: Tree, inputs: Tensor) -> Tree:
+    """Return the batch with other inputs."""
+    if isinstance(batch, (tuple, list)):
+        return type(batch)((inputs, *batch[1:]))
+    return inputs
+
+
+def limited(budget: Budget, *, seed: int) -> list[Tree]:
+    """Return an epoch of the attacker's batches, no more samples than he may send as queries."""
+    parts: list[Tree] = []
+    left = budget.queries
+    for part in budget.data(seed=seed):
+        if left is None:
+            parts.append(part)
+            continue
+        take = min(left, batches.size(part))
+        if take > 1:
+            parts.append(batches.take(part, slice(0, take)))
+        left -= take
+    if not parts:
+        raise UsageError("The budget allows no query.", expected="At least 2.")
+    return parts
+
+
+@contextmanager
+def outputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the raw outputs of named layers in every forward pass inside the block."""
+    seen: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:  # Any: a hook's arguments
+        def hook(_module: nn.Module, _given: Any, output: Any) -> None:  # Any: as above
+            seen[name] = output
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(keep(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
