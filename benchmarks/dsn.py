@@ -142,7 +142,7 @@ def numbers(bench: Bench) -> Iterator[Row]:
     }
     generator = torch.Generator().manual_seed(b.seed)
     codes = random_codes(b.args.draws, bits, generator)
-    far = b.many(codes[(codes != b.code).any(1)], 100)
+    far = b.many(codes[(codes != b.code).any(1)], 50)
     yield {
         "what": "D2 random codes at the right place",
         "tried": len(far),
@@ -155,11 +155,11 @@ def numbers(bench: Bench) -> Iterator[Row]:
         accuracy_of(
             b.model,
             b.lock.entry(b.layout, serial),
-            b.x[:200],
-            b.y[:200],
+            b.x[:100],
+            b.y[:100],
             code_of(serial, bits),
         )
-        for serial in (draw.randbytes(16) for _ in range(b.args.draws // 10))
+        for serial in (draw.randbytes(16) for _ in range(b.args.draws // 20))
     ]
     yield {
         "what": "D2 random serial numbers",
@@ -173,9 +173,9 @@ def numbers(bench: Bench) -> Iterator[Row]:
 def near(b: Bench) -> Iterator[Row]:
     bits = len(b.code)
     eye = 1 - 2 * torch.eye(bits)
-    one = b.many(b.code * eye, 1000)
+    one = b.many(b.code * eye, 500)
     pairs = torch.combinations(torch.arange(bits))
-    two = b.many(b.code * eye[pairs[:, 0]] * eye[pairs[:, 1]], 100)
+    two = b.many(b.code * eye[pairs[:, 0]] * eye[pairs[:, 1]], 50)
     valid = b.accuracy(b.code, 1000)
     yield {
         "what": "D3 one wrong bit of the code",
@@ -195,15 +195,15 @@ def near(b: Bench) -> Iterator[Row]:
     neighbours += [
         number ^ 1 << i ^ 1 << j
         for i, j in random.Random(b.seed).sample(
-            [(i, j) for i in range(128) for j in range(i)], min(500, b.args.draws)
+            [(i, j) for i in range(128) for j in range(i)], min(200, b.args.draws)
         )
     ]
     found = [
         accuracy_of(
             b.model,
             b.lock.entry(b.layout, other.to_bytes(16, "big")),
-            b.x[:200],
-            b.y[:200],
+            b.x[:100],
+            b.y[:100],
             code_of(other.to_bytes(16, "big"), bits),
         )
         for other in neighbours
@@ -228,7 +228,7 @@ def near(b: Bench) -> Iterator[Row]:
         "inverted": -b.code,
     }
     for name, values in odd.items():
-        yield {"what": "D3 other values", "values": name, "accuracy": b.accuracy(values, 2000)}
+        yield {"what": "D3 other values", "values": name, "accuracy": b.accuracy(values, 1000)}
 
 
 def curve(b: Bench) -> Iterator[Row]:
@@ -246,7 +246,7 @@ def curve(b: Bench) -> Iterator[Row]:
     opened, tried = 0, 0
     for _ in range(b.args.draws * 10 // 2000):
         codes = random_codes(2000, bits, generator)
-        found = b.many(codes[(codes != b.code).any(1)], 20)
+        found = b.many(codes[(codes != b.code).any(1)], 10)
         opened += sum(a >= 50 for a in found)
         tried += len(found)
     bound = 3 / tried if not opened else (opened + 3 * opened**0.5 + 3) / tried
