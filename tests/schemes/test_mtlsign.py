@@ -179,6 +179,21 @@ def test_tiny_batches_carry_no_triggers(task, key) -> None:
         assert mark.mix(batch) is batch
 
 
+def test_a_suspect_of_another_build_is_read_where_the_verifier_says(task, key, marked) -> None:
+    class Renamed(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.trunk = inner
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.trunk(inputs)
+
+    suspect = task.host(Renamed(marked))
+    with pytest.raises(CarrierError, match="fc"):
+        SCHEME.measure(suspect, key)
+    assert -log2_p(replace(SCHEME, read=("trunk.fc",)).measure(suspect, key)) >= 128
+
+
 # --- shards -------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,7 @@ class MtlSign(Scheme):
             them; by default the last hidden layer.
         deeper: Whether the judge also reads what flows into the marked layers, so that a layer
             drawn anew does not take the evidence along.
+        read: Layers of a suspect to read instead of the key's, for suspects of another build.
         share: Share of a batch that is replaced by triggers.
         weight: Weight of the mark's term.
         sharpness: Sharpness of the mark's term; a smaller one asks for larger margins.
@@ -108,6 +109,7 @@ class MtlSign(Scheme):
     directions: int = 4
     taps: tuple[str, ...] = ()
     deeper: bool = True
+    read: tuple[str, ...] = ()
     share: float = 0.0625
     weight: float = 0.1
     sharpness: float = 2.0
@@ -129,6 +131,7 @@ class MtlSign(Scheme):
                 expected="A share above 0 and up to 0.5; weight and sharpness above 0.",
             )
         object.__setattr__(self, "taps", tuple(self.taps))
+        object.__setattr__(self, "read", tuple(self.read))
 
     def inputs_wanted(self) -> int:
         """Return four times as many candidates as triggers."""
@@ -226,8 +229,8 @@ class MtlSign(Scheme):
     ) -> Evidence:
         """Refit and count on a suspect; raises as :meth:`earmark.schemes.base.Scheme.measure`.
 
-        The suspect is read at the key's taps, or at this scheme's, if it names some: then the
-        caller charges the number of taps that were tried.
+        The suspect is read at the key's taps, or at this scheme's `read`, if it names some: then
+        the caller charges the choices that were tried.
 
         Raises:
             KeyFileError: Revealed shards or inputs are not those that were committed.
@@ -237,7 +240,7 @@ class MtlSign(Scheme):
         inputs = _inputs_of(key)
         shards = key.shards
         _check_inputs(key, shards, inputs)
-        found = suspect.features(inputs, self.taps or key.layout.carrier)
+        found = suspect.features(inputs, self.read or key.layout.carrier)
         digest = suspect.digest()
         nonce = nonce or hashlib.sha256(f"{digest}{key.layout.digest()}".encode()).hexdigest()
         total, details = _tally(key.layout, shards, found, (nonce, digest))
