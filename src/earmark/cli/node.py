@@ -1,0 +1,148 @@
+"""`earmark node`: keep a ledger and verify claims for others."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+
+from earmark import files
+from earmark.cli import options
+from earmark.cli.output import emit, line
+from earmark.codec import Json
+from earmark.errors import RunError, UsageError
+from earmark.policy import LEVELS, Policy
+
+_FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+
+
+@click.group("node", epilog="Example:  earmark node serve my-node")
+def command() -> None:
+    """Keep a ledger and verify claims for others.
+
+    Each party makes a node (init) and gives its card to the others. One of them founds the
+    community from all cards; everybody takes the community file that this writes (join), compares
+    its digest with the others by a way of their own, and serves.
+    """
+
+
+@command.command("init", epilog="Example:  earmark node init my-node --operator 'Lab A'")
+@_FOLDER
+@click.option("--operator", required=True, help="Name of the party that runs the node.")
+@click.option("--url", default="http://127.0.0.1:8710", show_default=True, help="Where it listens.")
+@options.json_option
+def init(*, folder: Path, operator: str, url: str, as_json: bool) -> int:
+    """Make a node's folder with its keys, and its card."""
+    from earmark.protocol.community import CARD, init_node
+
+    card = init_node(folder, operator=operator, url=url)
+    lines = [
+        line("node", f"{folder}   keys of mode 0600; back them up with witness.sqlite"),
+        line("card", f"{folder / CARD}   give it to the others"),
+    ]
+    return emit("node init", lines, {"card": card.to_json()}, as_json=as_json)
+
+
+@command.command(
+    "found", epilog="Example:  earmark node found a --domain lab.example/c a/card.json b/card.json"
+)
+@_FOLDER
+@click.argument("cards", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--domain", required=True, help="Name of the community and its log.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("community.json"))
+@click.option(
+    "--level", type=click.Choice([name for name, _ in LEVELS]), default="claim", show_default=True
+)
+@click.option("--commit-seconds", type=click.IntRange(min=1), default=600, show_default=True)
+@click.option("--reveal-seconds", type=click.IntRange(min=1), default=600, show_default=True)
+@click.option("--unbound", is_flag=True, help="Accept keys bound to their owner's own ledger.")
+@click.option("--earlier-wins", is_flag=True, help="Let priority decide where containment cannot.")
+@options.json_option
+def found(
+    *,
+    folder: Path,
+    cards: tuple[Path, ...],
+    domain: str,
+    output: Path,
+    level: str,
+    commit_seconds: int,
+    reveal_seconds: int,
+    unbound: bool,
+    earlier_wins: bool,
+    as_json: bool,
+) -> int:
+    """Begin a community from all nodes' cards; the node in FOLDER keeps the log."""
+    from earmark.protocol import community
+    from earmark.protocol.messages import Member
+    from earmark.protocol.rules import Rules
+
+    read = [community.Card.from_bytes(files.read_bytes(path, limit=1 << 16)) for path in cards]
+    rules = Rules(
+        domain,
+        tuple(Member(card.operator, card.member) for card in read),
+        Policy.at(level),
+        commit_seconds=commit_seconds,
+        extension_seconds=commit_seconds,
+        reveal_seconds=reveal_seconds,
+        bound=not unbound,
+        earlier_wins=earlier_wins,
+    )
+    made = community.found(folder, read, rules)
+    files.write_bytes(output, made.canonical())
+    quorum = made.quorum
+    lines = [
+        line("community", f"{output}   every node needs it:  earmark node join NODE {output}"),
+        line("digest", f"{made.digest()}   compare it with the others"),
+        line("withstands", f"{quorum.faulty} faulty of {len(read)}; {quorum.threshold} decide"),
+    ]
+    payload: dict[str, Json] = {"digest": made.digest(), "community": made.to_json()}
+    return emit("node found", lines, payload, as_json=as_json)
+
+
+@command.command("join", epilog="Example:  earmark node join my-node community.json")
+@_FOLDER
+@click.argument("path", type=click.Path(path_type=Path))
+@options.json_option
+def join(*, folder: Path, path: Path, as_json: bool) -> int:
+    """Put a community's file into a node's folder."""
+    from earmark.protocol import community
+
+    made = community.Community.load(path)
+    card = community.Card.from_bytes(files.read_bytes(folder / community.CARD, limit=1 << 16))
+    if card not in made.nodes:
+        raise UsageError(f"'{card.operator}' is no node of this community.")
+    files.write_bytes(folder / community.COMMUNITY, made.canonical())
+    lines = [line("digest", f"{made.digest()}   compare it with the others")]
+    return emit("node join", lines, {"digest": made.digest()}, as_json=as_json)
+
+
+@command.command("serve", epilog="Example:  earmark node serve my-node")
+@_FOLDER
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--tasks", type=click.Path(path_type=Path), help="Folder with task files you trust.")
+@click.option("--seconds", type=click.FloatRange(min=0.05), default=1.0, show_default=True)
+def serve(*, folder: Path, host: str, tasks: Path | None, seconds: float) -> int:
+    """Follow the log, witness it, verify claims, vote, and show the page."""
+    from earmark.protocol.node import Node
+    from earmark.web.server import Server
+
+    node = Node(folder, tasks=tasks)
+    stop = threading.Event()
+    address = (host, urlsplit(node.card.url).port or 80)
+    try:
+        server = Server(node, address)
+    except OSError as error:
+        raise RunError(f"Port {address[1]} cannot be listened on: {error.strerror}.") from error
+    click.echo(f"{node.card.operator} listens on {node.card.url}   (stop with Ctrl-C)", err=True)
+    worker = threading.Thread(target=node.run, args=(stop,), kwargs={"seconds": seconds})
+    worker.start()
+    try:
+        server.serve_forever()
+    finally:
+        stop.set()
+        server.server_close()
+        worker.join()
+        node.close()
+    return 0

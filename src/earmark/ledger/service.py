@@ -1,0 +1,259 @@
+"""A log for many: the embedded ledger behind witnesses, and a mirror that believes nothing.
+
+`LogService` appends, one entry a checkpoint, asks every witness to cosign, and hands out entries
+with their cosigned checkpoints. A `Mirror` fetches them from anywhere, derives every root again
+from the records, and accepts an entry only under a checkpoint that a quorum of witnesses cosigned.
+So whoever runs the log can refuse service and nothing else.
+
+The transport is left to the caller: witnesses are functions, pages of the log are values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from earmark.errors import EarmarkError, LedgerError, OutputError
+from earmark.ledger.checkpoint import SignedCheckpoint
+from earmark.ledger.log import SqliteLedger
+from earmark.ledger.merkle import fold, grow, leaf_hash
+from earmark.ledger.note import NoteSignature, VerifierKey
+from earmark.ledger.port import beacon
+from earmark.ledger.witness import Quorum, Request, WitnessError, attach
+from earmark.records import Receipt, Record
+
+Ask = Callable[[Request], NoteSignature]
+"""Asks one witness; raises `WitnessError` if it refuses, `EarmarkError` if it does not answer."""
+
+MAX_PAGE = 256
+MAX_RECORD_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Record):
+    """One entry as a log hands it out.
+
+    Args:
+        record: The record's text.
+        checkpoint: The checkpoint that this entry was appended with, with its cosignatures; null
+            if no quorum cosigned that one (a later one holds the entry too).
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/log-row/1"
+    record: str
+    checkpoint: str | None
+
+
+class LogService:
+    """An embedded ledger whose every head is shown to witnesses.
+
+    Args:
+        ledger: The ledger.
+        path: A file beside it for cosigned checkpoints; made if it is missing.
+        quorum: Witnesses and how many of them must cosign.
+        witnesses: Name of a witness to a function that asks it.
+    """
+
+    def __init__(
+        self, ledger: SqliteLedger, path: str | Path, quorum: Quorum, witnesses: Mapping[str, Ask]
+    ) -> None:
+        self.ledger, self.quorum = ledger, quorum
+        self._asks = dict(witnesses)
+        self._known: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(max(1, len(self._asks)))
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS cosigned (size INTEGER PRIMARY KEY, note TEXT)"
+            )
+        except sqlite3.Error as error:
+            raise OutputError(f"File '{path}' cannot be written: {error}.") from error
+
+    def close(self) -> None:
+        """Close files and threads; the ledger is the caller's."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._db.close()
+
+    def append(self, record: bytes) -> Receipt:
+        """Add a record and have the new head cosigned.
+
+        Returns:
+            The receipt; its checkpoint bears the cosignatures that were given, perhaps too few.
+
+        Raises:
+            RecordError: The bytes are no canonical JSON document, or too many.
+            LedgerError, OutputError: See `earmark.ledger.port.Ledger.append`.
+        """
+        if len(record) > MAX_RECORD_BYTES:
+            raise LedgerError(f"A record of {len(record):,} bytes is too large for this log.")
+        with self._lock:
+            receipt = self.ledger.append(record)
+            signed = self.cosign(SignedCheckpoint.parse(receipt.checkpoint))
+        return Receipt(receipt.origin, receipt.index, receipt.leaf_hash, str(signed), receipt.proof)
+
+    def cosign(self, signed: SignedCheckpoint) -> SignedCheckpoint:
+        """Ask all witnesses about a head and keep it with what they gave."""
+        lines = [line for line in self._pool.map(self._one, self._asks, [signed] * 64) if line]
+        made = attach(signed, lines)
+        if len(self.quorum.cosigned(made)) >= self.quorum.threshold:
+            self._db.execute(
+                "INSERT OR REPLACE INTO cosigned VALUES (?, ?)", (made.size, str(made))
+            )
+        return made
+
+    def _one(self, name: str, signed: SignedCheckpoint) -> NoteSignature | None:
+        """Ask one witness; tell it what it missed if it is behind."""
+        for _ in range(2):
+            old = min(self._known.get(name, 0), signed.size)
+            request = Request(old, self.ledger.prove_consistency(old, signed.size), str(signed))
+            try:
+                line = self._asks[name](request)
+            except WitnessError as error:
+                if error.status != 409 or error.size is None or error.size > signed.size:
+                    return None
+                self._known[name] = error.size
+            except EarmarkError:
+                return None
+            else:
+                self._known[name] = signed.size
+                return line
+        return None
+
+    def page(self, since: int, limit: int = MAX_PAGE) -> list[Row]:
+        """Return entries from `since` on, at most `limit`."""
+        rows: list[Row] = []
+        for index, record in self.ledger.scan(since):
+            if len(rows) >= min(limit, MAX_PAGE):
+                break
+            rows.append(Row(record.decode(), self.cosigned(index + 1)))
+        return rows
+
+    def cosigned(self, size: int) -> str | None:
+        """Return the cosigned checkpoint of a size, or null."""
+        row = self._db.execute("SELECT note FROM cosigned WHERE size = ?", (size,)).fetchone()
+        return None if row is None else str(row[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One entry that a mirror has accepted.
+
+    Args:
+        index: Position in the log.
+        record: The record's bytes.
+        time: Median of the witnesses' clocks, seconds since 1970.
+        beacon: See `earmark.ledger.port.beacon`; null if the entry shares its checkpoint.
+        checkpoint: The checkpoint that proves it.
+    """
+
+    index: int
+    record: bytes
+    time: int
+    beacon: str | None
+    checkpoint: SignedCheckpoint
+
+
+class Mirror:
+    """A reader's own copy of a log, derived again from its records.
+
+    Args:
+        key: The log's public key, from a source that you trust.
+        quorum: The witnesses, from a source that you trust.
+    """
+
+    def __init__(self, key: VerifierKey, quorum: Quorum) -> None:
+        self.key, self.quorum = key, quorum
+        self.entries: list[Seen] = []
+        self._peaks: tuple[bytes, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of accepted entries."""
+        return len(self.entries)
+
+    def take(self, rows: Sequence[Row]) -> list[Seen]:
+        """Accept a page of the log that begins at `size`.
+
+        Entries at its end that no quorum has cosigned are left for the next time.
+
+        Returns:
+            What was accepted.
+
+        Raises:
+            LedgerError: A record or checkpoint does not continue what was accepted before.
+            SignatureError: A checkpoint is not signed by the log.
+        """
+        peaks, waiting, fresh = self._peaks, [], []
+        for offset, row in enumerate(rows):
+            index = self.size + offset
+            record = row.record.encode()
+            leaf = leaf_hash(record)
+            peaks, _ = grow(peaks, index, leaf)
+            waiting.append((index, record))
+            if row.checkpoint is None:
+                continue
+            signed = SignedCheckpoint.open(row.checkpoint, self.key)
+            if signed.size != index + 1 or signed.root != fold(peaks):
+                raise LedgerError(
+                    f"The log '{self.key.name}' shows other entries up to {index} than it signed.",
+                    hint="Keep what it sent: the checkpoint is signed.",
+                )
+            when = self.quorum.time(signed)
+            for number, data in waiting:
+                drawn = _beacon(signed, number, data) if number == index else None
+                fresh.append(Seen(number, data, when, drawn, signed))
+            waiting, self._peaks = [], peaks
+        self.entries += fresh
+        return fresh
+
+
+def _beacon(signed: SignedCheckpoint, index: int, record: bytes) -> str | None:
+    if signed.body.extensions:
+        return None
+    receipt = Receipt(signed.origin, index, leaf_hash(record).hex(), str(signed), ())
+    return beacon(receipt)
+
+
+class BlobStore:
+    """A folder of files named by their SHA-256.
+
+    Args:
+        folder: Made if it is missing.
+        limit: Largest file, bytes.
+    """
+
+    def __init__(self, folder: str | Path, *, limit: int = 1 << 28) -> None:
+        self.folder, self.limit = Path(folder), limit
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"Folder '{folder}' cannot be made: {error.strerror}.") from error
+
+    def put(self, data: bytes) -> str:
+        """Keep some bytes and return their digest.
+
+        Raises:
+            OutputError: Too large, or the folder cannot be written.
+        """
+        from earmark import files
+
+        if len(data) > self.limit:
+            raise OutputError(f"A file of {len(data):,} bytes; at most {self.limit:,} are kept.")
+        name = hashlib.sha256(data).hexdigest()
+        if not (self.folder / name).exists():
+            files.write_bytes(self.folder / name, data, overwrite=True)
+        return name
+
+    def path(self, digest: str) -> Path | None:
+        """Return where a file lies, or null if it is not here."""
+        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            return None
+        path = self.folder / digest
+        return path if path.is_file() else None

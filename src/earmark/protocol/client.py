@@ -1,0 +1,121 @@
+"""Talk to a node: plain HTTP, small answers, nothing believed that is not checked elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from earmark.errors import IntegrityError, LedgerError, NetworkError
+from earmark.ledger.note import Note, NoteSignature
+from earmark.ledger.service import Row
+from earmark.ledger.witness import Request, WitnessError
+from earmark.records import Receipt
+
+MAX_ANSWER = 1 << 25
+
+
+class Client:
+    """A node as seen from outside.
+
+    Args:
+        url: Where it listens.
+        timeout: Seconds to wait for an answer.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
+        self.url, self.timeout = url.rstrip("/"), timeout
+
+    def call(self, path: str, data: bytes | None = None, *, limit: int = MAX_ANSWER) -> bytes:
+        """Get a path, or post to it.
+
+        Raises:
+            NetworkError: No answer, a refusal, or an answer that is too large.
+        """
+        status, body = self.exchange(path, data, limit=limit)
+        if status != 200:
+            raise NetworkError(
+                f"'{self.url}{path}' answered {status}: {body[:300].decode('utf-8', 'replace')}"
+            )
+        return body
+
+    def exchange(
+        self, path: str, data: bytes | None = None, *, limit: int = MAX_ANSWER
+    ) -> tuple[int, bytes]:
+        """Get or post, and return status and body."""
+        request = urllib.request.Request(self.url + path, data=data)  # noqa: S310 - http(s) by Card
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            try:
+                answer = opener.open(request, timeout=self.timeout)
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read(4096)
+            with answer:
+                body: bytes = answer.read(limit + 1)
+        except (OSError, ValueError) as error:
+            raise NetworkError(f"'{self.url}' does not answer: {error}.") from error
+        if len(body) > limit:
+            raise NetworkError(f"'{self.url}{path}' answered with more than {limit:,} bytes.")
+        return 200, body
+
+    def json(self, path: str) -> Any:  # Any: plain JSON
+        """Get a JSON document.
+
+        Raises:
+            NetworkError: No answer, or no JSON.
+        """
+        try:
+            return json.loads(self.call(path))
+        except ValueError as error:
+            raise NetworkError(f"'{self.url}{path}' is no JSON.") from error
+
+    def page(self, since: int) -> list[Row]:
+        """Return entries of the log from an index on, not verified."""
+        body = self.json(f"/api/log?since={since}")
+        if not isinstance(body, dict) or not isinstance(body.get("rows"), list):
+            raise NetworkError(f"'{self.url}' sent no page of the log.")
+        return [Row.from_json(row) for row in body["rows"]]
+
+    def append(self, record: bytes) -> Receipt:
+        """Have a record added to the log; the receipt is not verified."""
+        return Receipt.from_bytes(self.call("/api/records", record))
+
+    def put(self, data: bytes) -> str:
+        """Leave a file with the node and return its digest."""
+        self.call("/api/blobs", data)
+        return hashlib.sha256(data).hexdigest()
+
+    def blob(self, digest: str, *, limit: int = 1 << 28) -> bytes:
+        """Fetch a file by its digest.
+
+        Raises:
+            NetworkError: No answer.
+            LedgerError: The bytes have another digest.
+        """
+        data = self.call(f"/api/blobs/{digest}", limit=limit)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise LedgerError(f"'{self.url}' sent another file than {digest[:16]}.")
+        return data
+
+
+def witness(url: str, name: str) -> Callable[[Request], NoteSignature]:
+    """Return a function that asks the witness at a node; see `earmark.ledger.witness`."""
+    client = Client(url, timeout=3.0)
+
+    def ask(request: Request) -> NoteSignature:
+        status, body = client.exchange("/add-checkpoint", request.encode(), limit=1 << 16)
+        text = body.decode("utf-8", "replace")
+        if status != 200:
+            size = int(text) if status == 409 and text.strip().isdigit() else None
+            raise WitnessError(f"'{name}' refuses: {status}.", status=status, size=size)
+        try:
+            (item,) = Note.parse("cosignature\n\n" + text).signatures
+        except (IntegrityError, ValueError) as error:
+            raise NetworkError(f"'{url}' sent no cosignature.") from error
+        return item
+
+    return ask

@@ -1,0 +1,102 @@
+"""The file with a claim's revealed shards, and the key's part that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from earmark.errors import KeyFileError, RecordError
+from earmark.keys.secret import Disclosure, Key, RevealedShard, Shard
+from earmark.records import Opening, Record
+
+
+@dataclass(frozen=True, slots=True)
+class ShardItem(Record):
+    """One revealed shard, hexadecimal.
+
+    Args:
+        index: Position in the key.
+        secret: 64 digits.
+        salt: 64 digits.
+        path: Merkle inclusion path.
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/shard/1"
+    index: int
+    secret: str
+    salt: str
+    path: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for value in (self.secret, self.salt):
+            if len(value) != 64 or set(value) - set("0123456789abcdef"):
+                raise RecordError("A revealed shard is not of 64 hexadecimal digits.")
+
+    def __repr__(self) -> str:
+        return f"ShardItem({self.index})"
+
+
+@dataclass(frozen=True, slots=True)
+class DisclosureFile(Record):
+    """What a claim reveals. Whoever has it can read these shards, and can erase them.
+
+    Args:
+        beacon: The ledger value that the key is bound to, or null.
+        shards: The revealed shards.
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/disclosure/1"
+    beacon: str | None
+    shards: tuple[ShardItem, ...]
+
+    @classmethod
+    def of(cls, key: Key, indices: Sequence[int]) -> DisclosureFile:
+        """Reveal some shards of a key."""
+        return cls(
+            key.beacon,
+            tuple(
+                ShardItem(
+                    item.shard.index,
+                    item.shard.secret.hex(),
+                    item.shard.salt.hex(),
+                    item.path,
+                )
+                for item in key.reveal(indices)
+            ),
+        )
+
+    def disclosure(
+        self,
+        opening: Opening,
+        *,
+        inputs: Any = None,  # Any: a tree of arrays
+    ) -> Disclosure:
+        """Return what stands in for the key, checked against the opening.
+
+        Raises:
+            KeyFileError: A shard does not belong to the committed key.
+        """
+        revealed = tuple(
+            RevealedShard(
+                Shard(
+                    item.index, bytes.fromhex(item.secret), bytes.fromhex(item.salt), self.beacon
+                ),
+                item.path,
+            )
+            for item in self.shards
+        )
+        made = Disclosure(opening, revealed, inputs)
+        made.check()
+        return made
+
+    def require(self, shards: Sequence[int], beacon: str | None) -> None:
+        """Refuse a file that reveals other shards, or is bound to another value, than agreed.
+
+        Raises:
+            KeyFileError: It does.
+        """
+        if sorted(item.index for item in self.shards) != sorted(shards):
+            raise KeyFileError("The disclosure reveals other shards than the claim names.")
+        if self.beacon != beacon:
+            raise KeyFileError("The disclosure is bound to another beacon than its commitment.")

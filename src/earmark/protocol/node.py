@@ -1,0 +1,305 @@
+"""A node: it follows the log, witnesses it, verifies claims by itself, and votes.
+
+A node believes nothing that it has not derived: entries are accepted by its own `Mirror`, verdicts
+come from `resolve`, files are fetched by digest and measured in a sandbox. What it must not forget
+(its ballots, its witness's memory) is on the disk before anyone hears of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets as system
+import threading
+import time
+from pathlib import Path
+
+from earmark import files
+from earmark.errors import EarmarkError, RecordError
+from earmark.ledger.log import SqliteLedger
+from earmark.ledger.note import VerifierKey
+from earmark.ledger.service import BlobStore, LogService, Mirror, Row, Seen
+from earmark.ledger.witness import Witness
+from earmark.protocol import client, community, verifier
+from earmark.protocol import messages as m
+from earmark.protocol.history import ClaimFile, Entry, History, genesis_digest
+from earmark.protocol.resolve import Resolution, resolve_history
+from earmark.protocol.sandbox import Job
+from earmark.protocol.voting import Count, Question, questions, split_nonce
+from earmark.records import Receipt
+
+_LOG = logging.getLogger("earmark.node")
+
+
+def entry_of(seen: Seen) -> Entry:
+    """Turn what a mirror accepted into what `resolve` reads."""
+    body = seen.checkpoint.body
+    head = m.checkpoint_digest(body.text)
+    return Entry(seen.index, seen.record, seen.time, seen.beacon, body.size, head)
+
+
+class Node:
+    """One member of a community.
+
+    Args:
+        folder: Made by `earmark.protocol.community.init_node`, with the community's file in it.
+        limits: What one measurement may use.
+        tasks: A folder with task files that this node's operator has read and trusts, for schemes
+            that need a model's class; they are found by their digest.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        limits: verifier.Limits | None = None,
+        tasks: str | Path | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.card = community.Card.from_bytes(
+            files.read_bytes(self.folder / community.CARD, limit=1 << 16)
+        )
+        self.community = community.Community.load(self.folder / community.COMMUNITY)
+        self.rules = self.community.rules
+        self.limits = limits or verifier.Limits()
+        self.tasks = {} if tasks is None else _digests(Path(tasks))
+        self._secrets = community.Secrets.load(self.folder)
+        self.public = self._secrets.vote.public_key().public_bytes_raw().hex()
+        key = VerifierKey.parse(self.community.log)
+        self.mirror = Mirror(key, self.community.quorum)
+        self.history = History((), self.rules)
+        self.blobs = BlobStore(self.folder / "blobs")
+        self.ballots = self.folder / "ballots"
+        self.ballots.mkdir(exist_ok=True)
+        self.witness = self._open_witness(key)
+        self.service = self._open_log()
+        self.source = client.Client(self.community.url)
+        self.lock = threading.RLock()
+        self.trouble: str | None = None
+        self._sent: set[tuple[str, str]] = set()
+
+    def _open_witness(self, key: VerifierKey) -> Witness:
+        path = self.folder / community.WITNESS
+        fresh = not path.exists() and not any(self.ballots.iterdir())
+        make = Witness.create if fresh else Witness.open
+        return make(path, self._secrets.witness, [key])
+
+    def _open_log(self) -> LogService | None:
+        if self.community.keeper != self.card.operator:
+            return None
+        ledger = SqliteLedger.open(self.folder / community.LOG, vkey=self.community.log)
+        asks = {
+            card.witness: client.witness(card.url, card.operator)
+            for card in self.community.nodes
+            if card.operator != self.card.operator
+        }
+        asks[self.card.witness] = self.witness.add
+        notes = self.folder / community.LOG_NOTES
+        return LogService(ledger, notes, self.community.quorum, asks)
+
+    def close(self) -> None:
+        """Close all files."""
+        if self.service is not None:
+            self.service.close()
+            self.service.ledger.close()
+        self.witness.close()
+
+    # -- the log -----------------------------------------------------------------------------
+
+    def append(self, record: bytes) -> Receipt:
+        """Add a message to the log; only on the node that keeps it.
+
+        Raises:
+            RecordError: This node keeps no log, or the record is no message of this community.
+            SignatureError: The message is not signed by its sender.
+        """
+        message, _ = m.open_message(record)
+        if self.service is None or message.domain != self.rules.domain:
+            raise RecordError("This node does not keep the log of that community.")
+        return self.service.append(record)
+
+    def page(self, since: int) -> list[Row]:
+        """Return entries for others: of the log if this node keeps it, else of its mirror."""
+        if self.service is not None:
+            return self.service.page(since)
+        with self.lock:
+            chosen = self.mirror.entries[since : since + 256]
+        return [
+            Row(
+                item.record.decode(),
+                str(item.checkpoint) if item.checkpoint.size == item.index + 1 else None,
+            )
+            for item in chosen
+        ]
+
+    def sync(self) -> None:
+        """Fetch what is new in the log and accept what a quorum of witnesses has cosigned.
+
+        Raises:
+            NetworkError: The log does not answer.
+            LedgerError, SignatureError: It shows something that it should not.
+        """
+        while True:
+            size = self.mirror.size
+            rows = self.service.page(size) if self.service else self.source.page(size)
+            with self.lock:
+                fresh = self.mirror.take(rows)
+                for seen in fresh:
+                    self.history.read(entry_of(seen))
+            if not fresh:
+                return
+
+    def resolution(self) -> Resolution:
+        """Resolve the log as this node has it."""
+        with self.lock:
+            return resolve_history(self.history)
+
+    # -- voting ------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Do what is due: follow the log, verify, vote, and let windows close."""
+        self.sync()
+        with self.lock:
+            open_files = [
+                (file, Count(self.history, file)) for file in self.history.claims.values()
+            ]
+        for file, count in open_files:
+            if not count.closed and self.card.operator in count.panel:
+                self.duty(file, count)
+
+    def duty(self, file: ClaimFile, count: Count) -> None:
+        """Do what is due for one open claim."""
+        now = int(time.time())
+        mine = any(item.message.sender == self.public for item in file.commits)
+        if not mine and now <= count.windows.commit:
+            self.commit(file)
+        elif mine and (count.reveals_from is not None or self.history.time > count.windows.commit):
+            self.reveal(file)
+        elif now > count.windows.commit and self.history.time <= count.windows.commit:
+            self.tick(file, now)
+        if now > count.windows.reveal >= self.history.time:
+            self.tick(file, now)
+
+    def commit(self, file: ClaimFile) -> None:
+        """Verify a claim and send the digest of the ballot."""
+        if (file.id, "commit") in self._sent:
+            return
+        self._sent.add((file.id, "commit"))
+        ballot = self.ballot(file)
+        self.send(m.VoteCommit, claim=file.id, suspect=file.claim.suspect, ballot=ballot.sealed())
+
+    def reveal(self, file: ClaimFile) -> None:
+        """Send the ballot."""
+        if (file.id, "reveal") in self._sent:
+            return
+        self._sent.add((file.id, "reveal"))
+        path = self.ballots / f"{file.id}.json"
+        ballot = m.Ballot.from_bytes(files.read_bytes(path, limit=1 << 20))
+        self.send(m.VoteReveal, claim=file.id, suspect=file.claim.suspect, ballot=ballot)
+
+    def tick(self, file: ClaimFile, now: int) -> None:
+        """Sign what the claim resolves to now; being later than a window, it closes it."""
+        if (file.id, f"tick {now // 2}") in self._sent:
+            return
+        self._sent.add((file.id, f"tick {now // 2}"))
+        with self.lock:
+            result = resolve_history(self.history, now=now).claim(file.id)
+        if result is not None:
+            self.send(
+                m.Resolve,
+                claim=file.id,
+                suspect=file.claim.suspect,
+                outcome=result.outcome,
+                result=result.digest(),
+            )
+
+    def ballot(self, file: ClaimFile) -> m.Ballot:
+        """Return the ballot on a claim, measuring if it was not done before; it is on the disk."""
+        path = self.ballots / f"{file.id}.json"
+        if path.exists():
+            return m.Ballot.from_bytes(files.read_bytes(path, limit=1 << 20))
+        made = m.Ballot(self.public, file.id, self.findings(file), system.token_hex(32))
+        files.write_bytes(path, made.canonical())
+        return made
+
+    def findings(self, file: ClaimFile) -> tuple[m.Finding, ...]:
+        """Measure every question of a claim; what cannot be measured is left out."""
+        with self.lock:
+            asked = questions(self.history, file)
+        made = []
+        for question in asked:
+            try:
+                made.append(self.measure(question))
+            except EarmarkError as error:
+                _LOG.warning("claim %s: %s", file.id[:12], error)
+        return tuple(made)
+
+    def measure(self, question: Question) -> m.Finding:
+        """Fetch the files of a question and measure them in the sandbox.
+
+        Raises:
+            NetworkError, LedgerError: A file is not to be had, or is another one.
+            HostError: It cannot be measured within the limits.
+        """
+        file = self.history.claims[question.claim]
+        claim = file.claim
+        assert isinstance(file.release.message, m.Publish)
+        published = file.release.message.files.values()
+        task = next((self.tasks[item] for item in published if item in self.tasks), None)
+        job = Job(
+            opening=claim.opening,
+            disclosure=str(self.fetch(claim.disclosure)),
+            shards=claim.shards,
+            beacon=file.release.message.beacon,
+            suspect=str(self.fetch(question.model)),
+            inputs=None if claim.inputs is None else str(self.fetch(claim.inputs)),
+            task=None if task is None else str(task),
+            nonce=split_nonce(file),
+            memory=self.limits.memory,
+            seconds=self.limits.seconds,
+        )
+        return verifier.ask(question, job)
+
+    def fetch(self, digest: str) -> Path:
+        """Return where a file lies, fetching it if it is not here."""
+        path = self.blobs.path(digest)
+        if path is None:
+            self.blobs.put(self.source.blob(digest, limit=self.blobs.limit))
+            path = self.blobs.folder / digest
+        return path
+
+    def send(self, kind: type[m.Message], **body: object) -> None:
+        """Sign a message and have it added to the log."""
+        with self.lock:
+            after = genesis_digest(self.rules.domain)
+            if self.mirror.entries:
+                after = m.checkpoint_digest(self.mirror.entries[-1].checkpoint.body.text)
+        common = {
+            "domain": self.rules.domain,
+            "sender": self.public,
+            "nonce": m.fresh_nonce(),
+            "after": after,
+        }
+        record = kind(**common, **body).sign(self._secrets.vote).encode()  # type: ignore[arg-type]
+        if self.service is not None:
+            self.append(record)
+        else:
+            self.source.append(record)
+
+    def run(self, stop: threading.Event, *, seconds: float = 1.0) -> None:
+        """Do what is due, again and again, until told to stop.
+
+        Args:
+            stop: Set it to stop.
+            seconds: Pause between two rounds.
+        """
+        while not stop.wait(seconds):
+            try:
+                self.step()
+                self.trouble = None
+            except EarmarkError as error:
+                self.trouble = str(error)
+                _LOG.warning("%s", error)
+
+
+def _digests(folder: Path) -> dict[str, Path]:
+    return {files.file_digest(path): path for path in sorted(folder.glob("*.py"))}

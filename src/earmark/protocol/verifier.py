@@ -1,0 +1,89 @@
+"""Measure a question in a process of its own, and turn what comes back into a finding."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from fractions import Fraction
+
+from earmark.errors import EarmarkError, HostError
+from earmark.protocol.messages import Finding
+from earmark.protocol.sandbox import Job
+from earmark.protocol.voting import Question
+
+_MAX_ANSWER = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one measurement may use.
+
+    Args:
+        memory: Bytes of address space.
+        seconds: Processor seconds; the wall clock is given four times as much.
+    """
+
+    memory: int = 4 << 30
+    seconds: int = 120
+
+
+def ask(question: Question, job: Job) -> Finding:
+    """Run one job and return the finding for a question.
+
+    Args:
+        question: What is asked.
+        job: The files and limits.
+
+    Raises:
+        HostError: The files cannot be measured within the limits, or are not what they should be.
+    """
+    answer = run(job)
+    if "error" in answer:
+        raise HostError(
+            f"A model cannot be measured: {answer['error']} {answer.get('message', '')}"
+        )
+    try:
+        return Finding(
+            question.commitment,
+            question.model,
+            int(str(answer["hits"])),
+            int(str(answer["trials"])),
+            Fraction(str(answer["chance"])),
+            int(str(answer["forms"])),
+        )
+    except (KeyError, ValueError, EarmarkError) as error:
+        raise HostError("The sandbox gave no valid answer.") from error
+
+
+def run(job: Job) -> dict[str, object]:
+    """Run the sandbox on a job; what goes wrong is in the answer's ``error``."""
+    keep = {
+        name: os.environ[name] for name in ("PATH", "LANG", "EARMARK_DATA") if name in os.environ
+    }
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    threads = dict.fromkeys(names, "1")
+    command = [sys.executable, "-I", "-B", "-m", "earmark.protocol.sandbox"]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = subprocess.run(  # noqa: S603 - our own module, fixed arguments
+                command,
+                input=job.canonical(),
+                capture_output=True,
+                cwd=folder,
+                env={**keep, **threads, "HOME": folder},
+                timeout=4 * job.seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": "time", "message": "The files need more time than is allowed."}
+    if done.returncode != 0 or len(done.stdout) > _MAX_ANSWER:
+        return {"error": "died", "message": f"The sandbox ended with {done.returncode}."}
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        return {"error": "answer", "message": "The sandbox wrote something else."}
+    return answer if isinstance(answer, dict) else {"error": "answer"}

@@ -1,0 +1,1 @@
+"""A node's HTTP service and the page that it shows."""
