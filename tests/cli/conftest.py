@@ -103,7 +103,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
                 "--owner",
                 "Test",
                 "--quiet",
-            ]  # fmt: skip
+            ]
         )
     finally:
         if old is None:

@@ -155,7 +155,7 @@ def test_errors_name_the_matter(desk, earmark, tmp_path, monkeypatch) -> None:
         (["protect", "none.py", "-o", str(tmp_path / "x"), "--vault", desk.vault], 5, "none.py"),
         (
             ["protect", desk.task, "-o", str(tmp_path / "x"), "--vault", desk.vault,
-             "--set", "taps=[\"fcc\"]"], 2, "Nearest names",
+             "--set", 'taps=["fcc"]'], 2, "Nearest names",
         ),
         (
             ["protect", desk.task, "-o", str(tmp_path / "x"), "--vault", desk.vault,
@@ -193,7 +193,7 @@ def test_a_key_of_another_layout_is_refused(desk, earmark, tmp_path) -> None:
 
 
 def test_nothing_is_overwritten_and_secrets_stay_home(desk, earmark) -> None:
-    code, out, err = earmark("verify", desk.release, "--task", desk.task, "--vault", desk.vault)
+    _, out, err = earmark("verify", desk.release, "--task", desk.task, "--vault", desk.vault)
     from earmark.vault import Vault
 
     key = Vault.open(desk.vault).key("", "correct horse battery staple")

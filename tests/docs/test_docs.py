@@ -20,7 +20,7 @@ PAGES = ["README.md", "docs/tutorial.md"]
 
 def _console(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     last = 0
-    lines = iter(text.splitlines())
+    lines = iter(text.replace("\\\n", " ").splitlines())
     for line in lines:
         if not line.startswith("$ "):
             continue

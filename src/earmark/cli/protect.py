@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from earmark.schemes.base import Scheme
     from earmark.task import Task
 
+_WANTED = 128
+
 
 @click.command(
     "protect",
@@ -122,6 +124,16 @@ def command(
         line("seed", str(drawn)),
         f"{output} written.   Next: earmark verify {output} --task {task_path}",
     ]
+    if verdict.bits < _WANTED:
+        lines.insert(
+            -1,
+            line(
+                "warning",
+                f"{verdict.bits:.0f} bits leave little to survive a theft; {_WANTED} are wanted. "
+                "Train longer, or mark more strongly: see the scheme's settings "
+                "(mtlsign: --set share=0.25).",
+            ),
+        )
     payload: dict[str, Json] = {
         "key": registration.id,
         "utility": utility,
