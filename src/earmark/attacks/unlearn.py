@@ -193,7 +193,7 @@ class PruneAdversarially(Attack):
     radius: float = 0.4
     steps: int = 200
     trade: float = 0.2
-    share: float = 0.1
+    share: float = 0.05
     lr: float = 0.2
 
     def __post_init__(self) -> None:

@@ -111,6 +111,7 @@ class Preprocess(Attack):
             "autoencoder" (trained on the attacker's data).
         size: Strength: the rounding step, the blur's sigma in pixels, the noise's or level's size;
             in the inputs' own units.
+        steps: Steps of training the autoencoder.
 
     Raises:
         UsageError: Another kind, or no strength.
@@ -134,7 +135,7 @@ class Preprocess(Attack):
 
     kind: str = "jpeg"
     size: float = 0.2
-    epochs: int = 5
+    steps: int = 1500
 
     def __post_init__(self) -> None:
         if self.kind not in (*_KINDS, "autoencoder") or not self.size > 0:
@@ -164,7 +165,8 @@ class Preprocess(Attack):
             found: Tensor = functional.mse_loss(net(inputs), inputs)
             return found
 
-        settings = Recipe(epochs=self.epochs, lr=3e-3, optimizer="adamw", weight_decay=0.0)
+        epochs = max(1, -(-self.steps // len(list(budget.data(seed=seed)))))
+        settings = Recipe(epochs=epochs, lr=3e-3, optimizer="adamw", weight_decay=0.0)
         tuning.tune(coder, budget, settings, seed=seed, loss=loss)
         return tuning.frozen(coder)
 

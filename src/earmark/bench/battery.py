@@ -49,6 +49,18 @@ STANDARD: tuple[str, ...] = (
     "obfuscate >> finetune",
     "finetune >> obfuscate",
     "finetune >> prune:65 >> quantize:int8",
+    "shift-weights:sok",
+    "regularize:short",
+    "smooth-labels:sok",
+    "fine-prune:half",
+    "distill-attention:nad",
+    "merge:average",
+    "merge:ties",
+    "fold-norms",
+    "factor:exact",
+    "collapse:heavy",
+    "distill:same",
+    "transfer",
 )
 """Under twenty minutes for a small network: every family."""
 
@@ -75,10 +87,65 @@ FULL: tuple[str, ...] = (
     "obfuscate:wide",
     "overwrite:three-keys",
     "overwrite:five-keys",
+    "shift-weights:sok-strong",
+    "shift-weights:sok >> fine-prune:half",
+    "shift-weights:sok >> smooth-labels:sok",
+    "regularize:sok",
+    "smooth-labels:high-lr",
+    "train-adversarially:fast",
+    "fine-prune:sok",
+    "prune-adversarially:fast",
+    "cleanse-patches:fast",
+    "launder:fast",
+    "merge:quarter",
+    "merge:three-quarters",
+    "merge:arithmetic",
+    "factor:half",
+    "collapse:light",
+    "collapse:heaviest",
+    "scramble",
+    "distill-features",
+    "reset-tail",
+    "distill:cross",
+    "retrain:hard",
+    "retrain:soft",
+    "retrain:cross",
+    "retrain:smooth",
+    "knockoff",
+    "jacobian-augmentation",
+    "preprocess:jpeg",
+    "preprocess:blur",
+    "preprocess:noise",
+    "preprocess:levels",
+    "preprocess:flip",
+    "preprocess:autoencoder",
+    "filter-queries",
 )
-"""Everything that needs no second model."""
+"""Everything for image networks that needs no other customer's copy."""
 
-BATTERIES: dict[str, tuple[str, ...]] = {"quick": QUICK, "standard": STANDARD, "full": FULL}
+TRANSFORMER: tuple[str, ...] = (
+    "none",
+    "permute",
+    "scale",
+    "mix-units",
+    "transformer-gauge",
+    "obfuscate:exact",
+    "finetune:ftal",
+    "finetune:rtal",
+    "prune:65",
+    "quantize:int8",
+    "quantize:int4",
+    "noise:10",
+    "merge:average",
+)
+"""What fits a transformer on tokens."""
+
+BATTERIES: dict[str, tuple[str, ...]] = {
+    "quick": QUICK,
+    "standard": STANDARD,
+    "full": FULL,
+    "transformer": TRANSFORMER,
+}
 
 
 def attacks_of(name: str) -> tuple[str, ...]:
@@ -114,7 +181,7 @@ def run_battery(
 
     Args:
         subject: The model with its key and task.
-        name: "quick", "standard" or "full".
+        name: "quick", "standard", "full" or "transformer".
         path: The rows' file.
         seeds: Seeds of the attacks; attacks without chance run once all the same for each.
         data_fraction: Share of the training data that the attacker holds.
