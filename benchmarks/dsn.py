@@ -41,6 +41,10 @@ from earmark.training import Recipe, train
 
 ROWS = Path(__file__).parent / "rows" / "dsn.jsonl"
 CHANCE = 10.0
+zoo.NETWORKS.setdefault("mlp-128", lambda shape, classes: zoo.Mlp(shape, classes, hidden=128))
+RECIPES: dict[str, dict[str, Any]] = {
+    "mlp-128": {"epochs": 5, "lr": 2e-3, "optimizer": "adamw", "weight_decay": 1e-4, "amp": None}
+}
 Row = dict[str, Any]
 
 
@@ -61,7 +65,9 @@ class Bench:
         args = self.args
         whole = data_sets.load(args.data)
         self.images = whole.subset(args.images, test=10_000)
-        self.task: Task = zoo.image_task(args.network, self.images)
+        self.task: Task = zoo.image_task(
+            args.network, self.images, recipe=RECIPES.get(args.network)
+        )
         self.lock = lock_of(args.lock, args.epochs)
         self.layout: Layout = self.lock.layout(self.task)
         self.serial = random.Random(f"serial {self.seed}").randbytes(16)

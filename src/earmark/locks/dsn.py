@@ -66,8 +66,8 @@ class Dsn(Lock):
     place: str = "patch"
     first: int = 0
     width: int = 8
-    epochs: int = 9
-    lr: float = 1e-3
+    epochs: int = 12
+    lr: float = 3e-3
     deny: float = 1.0
     rounds: int = 3
     mix: Mix = field(default_factory=Mix)

@@ -35,7 +35,7 @@ class Mix:
         one: One flipped bit, all bits in turn; more bits early in the training.
         two: Two flipped bits; more early in the training.
         some: Between two bits and a third of all.
-        relaxed: The right signs, shrunk by up to nine tenths.
+        relaxed: The right signs, shrunk or, one in four, overdone.
         partly: A part of the code replaced by one value, as when a number is cut or padded.
         floats: Values anywhere between the signs.
         found: Values that attacks found, once there are some.
@@ -133,7 +133,9 @@ class Negatives:
         flips[some] = torch.randint(2, max(3, bits // 3), (int(some.sum()),), generator=generator)
         made = torch.where(rank < flips[:, None], -made, made)
         relaxed = kind.take(mix.relaxed)
-        made[relaxed] *= 0.9 * torch.rand(int(relaxed.sum()), 1, generator=generator)
+        shrink = torch.rand(int(relaxed.sum()), 1, generator=generator)
+        over = torch.rand(len(shrink), 1, generator=generator) < 0.25
+        made[relaxed] *= torch.where(over, 1.15 + 2 * shrink, 0.95 * shrink)
         partly = kind.take(mix.partly)
         until = torch.randint(1, bits, (count, 1), generator=generator)
         level = 2 * torch.rand(count, 1, generator=generator) - 1
