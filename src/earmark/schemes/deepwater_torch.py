@@ -11,13 +11,17 @@ from torch import Tensor, nn
 
 from earmark.errors import CarrierError, KeyLayoutError
 from earmark.hosts.access import Forward, Tree, plain_forward
+from earmark.schemes import cells as cells_of
 from earmark.schemes.base import Mark
+from earmark.schemes.cells import CLIP
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from earmark.schemes.cells import Cells
+
+_RENEW = 50
 
 
 def settle(
@@ -60,6 +64,8 @@ class _Carrier:
         self.wide = math.sqrt(cells.layer.weights)
         signs = torch.from_numpy(cells.pattern() * bits[:, None])
         self.signs = signs.to(parameter.device, torch.float32)
+        self.steps = 0
+        self.offset, self.part = 0.0, 1.0
         self.stride: tuple[int, ...] = ()
         self.index = torch.empty(0)
 
@@ -67,8 +73,13 @@ class _Carrier:
         """Move every cell's score towards the margin by `rate` of what is missing."""
         flat = self._flat()
         held = flat[self.index].float().view(self.signs.shape)
-        spread, mean = torch.std_mean(held)
-        z = ((held - mean) * self.signs).sum(1) / (spread * self.wide)
+        if self.steps % _RENEW == 0:  # it changes slowly, and medians are dear
+            self.offset, self.part = cells_of.bulk(held.detach().cpu().numpy())
+        self.steps += 1
+        deviation, mean = torch.std_mean(held)
+        spread = (deviation * self.part).clamp_(min=1e-30)
+        scaled = held.sub(mean + self.offset * deviation).div_(spread).clamp_(-CLIP, CLIP)
+        z = scaled.mul_(self.signs).sum(1) / self.wide
         step = (margin - z).clamp_(min=0.0) * (rate * spread / self.wide)
         flat.index_add_(0, self.index, (self.signs * step[:, None]).view(-1).to(flat.dtype))
 
@@ -145,4 +156,5 @@ class DeepWaterMark(Mark):
         """Bring every bit to its margin."""
         for carrier in self.carriers:
             for _ in range(3):
+                carrier.steps = 0
                 carrier.push(self.margin, 1.0)
