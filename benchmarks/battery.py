@@ -1,8 +1,8 @@
-"""Run a battery against schemes on a network of the zoo and write rows; goes on where it stopped.
+"""Run a battery against schemes on a network of the zoo; rows, resumable.
 
-    python benchmarks/battery.py --scheme mtlsign --data fashion-mnist --battery standard --minutes 5
+    python benchmarks/battery.py --scheme mtlsign --battery standard --minutes 5
 
-Rows: benchmarks/rows/battery.jsonl, one JSON line a cell (the cell, and an earmark/trial/1 record).
+Rows: benchmarks/rows/battery.jsonl, one JSON line a cell: the cell and an earmark/trial/1 record.
 `--table` prints tables of all rows and runs nothing; `--standard` prints the IEEE 3304 layout.
 """
 
@@ -32,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--samples", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop between cells after this")
-    parser.add_argument("--models", type=Path, default=Path("build/models"))
+    parser.add_argument("--models", type=Path, default=Path("runs/models"))
     parser.add_argument("--rows", type=Path, default=HERE / "rows" / "battery.jsonl")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--standard", action="store_true")
