@@ -11,14 +11,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+from world import Party
 
 from earmark import files
 from earmark.errors import NetworkError
 from earmark.hosts.arrays import ArrayHost
 from earmark.hosts.files import write_tensors
-from earmark.keys.secret import Key
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.service import Mirror
+from earmark.policy import Policy
 from earmark.protocol import community as c
 from earmark.protocol import messages as m
 from earmark.protocol.client import Client
@@ -28,9 +29,8 @@ from earmark.protocol.node import entry_of
 from earmark.protocol.resolve import resolve_history
 from earmark.protocol.rules import Rules
 from earmark.schemes.deepwater import DeepWater
-from world import Party
 
-SCHEME = DeepWater(weights_per_bit=64)
+SCHEME = DeepWater(weights_per_bit=64, margin=3.5)
 
 
 @functools.cache
@@ -42,43 +42,56 @@ def digits():
     return (data.data[order] / 16.0).astype(np.float32), data.target[order]
 
 
+SIZES = (64, 128, 128, 128, 10)
+LAYERS = [*[f"fc{i}" for i in range(3)], "head"]
+
+
+def _run(weights, inputs):
+    """Return the input of every layer, and the scores."""
+    seen = [inputs]
+    for name in LAYERS:
+        out = seen[-1] @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        seen.append(out if name == "head" else np.maximum(out, 0))
+    return seen
+
+
 def accuracy(weights):
     inputs, labels = digits()
-    hidden = np.maximum(inputs @ weights["fc1.weight"].T + weights["fc1.bias"], 0)
-    scores = hidden @ weights["head.weight"].T + weights["head.bias"]
-    return float((scores.argmax(1)[1400:] == labels[1400:]).mean())
+    return float((_run(weights, inputs[1400:])[-1].argmax(1) == labels[1400:]).mean())
 
 
 @functools.cache
 def _trained(seed):
-    """Train 64-256-10 on the digits by plain gradient descent."""
+    """Train a perceptron of three hidden layers on the digits by plain gradient descent."""
     rng = np.random.default_rng(seed)
     inputs, labels = digits()
-    weights = {
-        "fc1.weight": rng.normal(size=(256, 64)).astype(np.float32) * 0.15,
-        "fc1.bias": np.zeros(256, np.float32),
-        "head.weight": rng.normal(size=(10, 256)).astype(np.float32) * 0.08,
-        "head.bias": np.zeros(10, np.float32),
-    }
-    for step in range(400):
+    weights = {}
+    for name, ins, outs in zip(LAYERS, SIZES[:-1], SIZES[1:], strict=True):
+        values = rng.normal(size=(outs, ins)) * np.sqrt(2 / ins)
+        weights[f"{name}.weight"] = values.astype(np.float32)
+        weights[f"{name}.bias"] = np.zeros(outs, np.float32)
+    for step in range(300):
         at = rng.integers(0, 1400, 64)
-        x, y = inputs[at], labels[at]
-        hidden = np.maximum(x @ weights["fc1.weight"].T + weights["fc1.bias"], 0)
-        scores = hidden @ weights["head.weight"].T + weights["head.bias"]
-        p = np.exp(scores - scores.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-        p[np.arange(64), y] -= 1
-        p /= 64
-        back = (p @ weights["head.weight"]) * (hidden > 0)
-        rate = 0.5 if step < 300 else 0.1
-        weights["head.weight"] -= rate * (p.T @ hidden)
-        weights["head.bias"] -= rate * p.sum(0)
-        weights["fc1.weight"] -= rate * (back.T @ x)
-        weights["fc1.bias"] -= rate * back.sum(0)
+        seen = _run(weights, inputs[at])
+        scores = seen[-1]
+        back = np.exp(scores - scores.max(1, keepdims=True))
+        back /= back.sum(1, keepdims=True)
+        back[np.arange(64), labels[at]] -= 1
+        back /= 64
+        rate = 0.1 if step < 220 else 0.03
+        for i, name in reversed(list(enumerate(LAYERS))):
+            below = (back @ weights[f"{name}.weight"]) * (seen[i] > 0)
+            weights[f"{name}.weight"] -= rate * (back.T @ seen[i])
+            weights[f"{name}.bias"] -= rate * back.sum(0)
+            back = below
     return weights
 
 
 def trained(seed=0):
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        _trained(seed)
     return {name: value.copy() for name, value in _trained(seed).items()}
 
 
@@ -164,7 +177,7 @@ class Town:
             for i, port in enumerate(ports(count))
         ]
         members = tuple(m.Member(card.operator, card.member) for card in cards)
-        rules = Rules("example.org/town", members, **settings)
+        rules = Rules("example.org/town", members, Policy.at("trace"), **settings)
         self.community = c.found(self.folder / "n0", cards, rules)
         for i in range(count):
             files.write_bytes(self.folder / f"n{i}" / c.COMMUNITY, self.community.canonical())
@@ -227,7 +240,3 @@ class Town:
     def resolution(self):
         self.sync()
         return resolve_history(self.history)
-
-
-def key_of(weights):
-    return Key.generate(SCHEME.new_key(ArrayHost(weights)).layout)
