@@ -11,9 +11,9 @@ import difflib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -211,7 +211,7 @@ class FilesHost(Host):
             for number, at in enumerate(range(0, entry.size, step)):
                 # The other buffer may still be being hashed; this one is not.
                 piece = buffers[number % 2][: min(step, entry.size - at)]
-                _read_into(file.fileno(), piece, entry.start + at, entry)
+                _read_into(file, piece, entry.start + at, entry)
                 if pending is not None:
                     pending.result()
                 if state is not None:
@@ -231,7 +231,7 @@ class FilesHost(Host):
     def _one_piece(self, entry: Entry, state: hashlib._Hash | None) -> Iterator[NDArray[np.uint8]]:
         piece = np.empty(entry.size, np.uint8)
         with entry.path.open("rb", buffering=0) as file:
-            _read_into(file.fileno(), piece, entry.start, entry)
+            _read_into(file, piece, entry.start, entry)
         if state is not None:
             state.update(piece.data)
             self._hashes[entry.name] = state.digest()
@@ -303,16 +303,17 @@ class FilesHost(Host):
         return found
 
 
-def _read_into(handle: int, piece: NDArray[np.uint8], offset: int, entry: Entry) -> None:
+def _read_into(file: FileIO, piece: NDArray[np.uint8], offset: int, entry: Entry) -> None:
+    file.seek(offset)
     view = piece.data
     while view:
-        got = os.preadv(handle, [view], offset)
-        if got <= 0:
+        got = file.readinto(view)
+        if not got:
             raise FileError(
                 f"File '{entry.path}' ended inside tensor '{entry.name}' while it was read.",
                 hint="Something shortened the file; fetch it again.",
             )
-        view, offset = view[got:], offset + got
+        view = view[got:]
 
 
 def _weight_map(path: Path) -> dict[str, str]:
