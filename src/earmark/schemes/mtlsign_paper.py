@@ -55,7 +55,8 @@ class MtlSignPaper(Scheme):
         samples: Watermark samples (N).
         gamma: Share of right answers that verification asks for.
         mode: "frozen" (the head alone is trained), "none", "func", "da" or "func+da".
-        taps: Layers that the head reads, as globs; by default up to four, spread over depth.
+        taps: Layers that the head reads, as globs; by default up to four, spread over depth, and
+            what flows into the last of them.
         hidden: Hidden units of the head.
         func: Weight of `R_func` (lambda 1).
         first_order: Whether the simulated tuning's gradient also moves the backbone; in the
@@ -130,12 +131,12 @@ class MtlSignPaper(Scheme):
         given = self.need_inputs(inputs)
         if not isinstance(host, ModuleHost):
             raise UsageError("A new key needs a host with layers, such as ModuleHost(model).")
-        known = [name for name, _ in host.model.named_modules()]
-        names = (
-            taps.choose(known, self.taps, what="tap")
-            if self.taps
-            else taps.default_taps(host.model)
-        )
+        if self.taps:
+            known = [name for name, _ in host.model.named_modules()]
+            names = taps.choose(known, self.taps, what="tap")
+        else:
+            names = taps.default_taps(host.model)
+            names += (names[-1] + taps.INPUT,)
         params: dict[str, Any] = {  # Any: JSON values
             "hidden": self.hidden,
             "gamma": [self.gamma.numerator, self.gamma.denominator],
