@@ -464,7 +464,7 @@ class License(Record):
         features: Granted features.
         not_before: Start of validity.
         not_after: End of validity.
-        commitment: Commitment of the key that the copy is traced by.
+        commitment: Commitment to the serial number and to the key that the copy is traced by.
         serial: Running number at the issuer.
     """
 
