@@ -74,7 +74,7 @@ class Cell:
         self.samples = len(images.train)
         self.task = zoo.image_task(network, images)
         self.adam = self.task.recipe.get("optimizer") == "adamw"
-        self.tune = {"epochs": args.epochs, "lr": 1e-3 if self.adam else 0.05}
+        self.tune = {"epochs": args.epochs, "lr": 1e-3 if self.adam else args.lr}
         self._base: nn.Module | None = None
 
     @property
@@ -113,6 +113,7 @@ class Cell:
             "samples": self.samples,
             "seed": self.seed,
             "epochs": self.args.epochs,
+            "every": self.args.every,
             **found,
             "earmark": earmark.__version__,
             "torch": torch.__version__,
@@ -214,13 +215,14 @@ def removal(cell: Cell, part: str, scheme: Scheme, settings: dict[str, Any]) -> 
 
 def white(cell: Cell) -> None:
     """White-box, robust form."""
-    settings = {"taps": TAPS.get(cell.network, ())}
+    settings = {"taps": TAPS.get(cell.network, ()), "every": cell.args.every}
     removal(cell, "white", DeepSigns(**settings), settings)
 
 
 def black(cell: Cell) -> None:
     """Black-box, default form."""
-    removal(cell, "black", DeepSignsBlackBox(), {})
+    settings = {"every": cell.args.every}
+    removal(cell, "black", DeepSignsBlackBox(**settings), settings)
 
 
 def capacity(cell: Cell) -> None:
@@ -229,7 +231,11 @@ def capacity(cell: Cell) -> None:
     for bits in (4, 16, 64, 128, 256, 512, 1024):
         margin = min(1.5, (0.8 * room(cell) / bits) ** 0.5)
         scheme = DeepSigns(
-            bits=bits, shards=1, taps=TAPS.get(cell.network, ()), margin=round(margin - 0.005, 2)
+            bits=bits,
+            shards=1,
+            taps=TAPS.get(cell.network, ()),
+            margin=round(margin - 0.005, 2),
+            every=cell.args.every,
         )
         key = cell.key(scheme, bits)
         marked = cell.mark(scheme, key)
@@ -260,6 +266,7 @@ def overwrite(cell: Cell) -> None:
                 settings |= {
                     "taps": TAPS.get(cell.network, ()),
                     "margin": round(margin - 0.005, 2),
+                    "every": cell.args.every,
                 }
             try:
                 scheme = registry.scheme(name, **settings)
@@ -282,7 +289,7 @@ def overwrite(cell: Cell) -> None:
 
 def integrity(cell: Cell) -> None:
     """2,000 beacons on marked and unmarked models, and innocent models aligned to marked ones."""
-    scheme = DeepSigns(taps=TAPS.get(cell.network, ()))
+    scheme = DeepSigns(taps=TAPS.get(cell.network, ()), every=cell.args.every)
     key = cell.key(scheme)
     marked = cell.mark(scheme, key)
     images = data.load(cell.args.data).subset(cell.samples)
@@ -358,7 +365,7 @@ def overhead(cell: Cell) -> None:
 
 def ablation(cell: Cell) -> None:
     """Ways to strengthen black-box answers, each against pruning and fine-tuning."""
-    usual = {"margin": 8.0, "noise": 0.1, "blend": 0.5}
+    usual = {"margin": 8.0, "noise": 0.1, "blend": 0.5, "every": cell.args.every}
     variants: dict[str, dict[str, Any]] = {
         "cross-entropy": {"plain": True, "noise": 0.0},
         "margin 8": {"noise": 0.0},
@@ -491,6 +498,8 @@ def main() -> None:
     parser.add_argument("--base-epochs", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5, help="epochs of embedding")
     parser.add_argument("--attack-epochs", type=int, default=5)
+    parser.add_argument("--every", type=int, default=10, help="steps between steps of the mark")
+    parser.add_argument("--lr", type=float, default=0.05, help="of embedding, without Adam")
     parser.add_argument("--minutes", type=float, default=5.0, help="begin no cell after this time")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()

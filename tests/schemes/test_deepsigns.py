@@ -55,10 +55,6 @@ def bits(scheme, model, key):
     return -policy.log2_p(scheme.measure(ModuleHost(model), key))
 
 
-def test_conforms():
-    check_scheme(DeepSigns(bits=96, margin=1.0, every=1), keys=30)
-
-
 def test_paper_mode_conforms():
     check_scheme(
         DeepSignsPaper(bits=24, carriers=3, push=0.1, samples=200),

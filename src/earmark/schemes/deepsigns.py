@@ -46,7 +46,7 @@ from earmark.schemes import groups
 from earmark.schemes.base import Mark, Scheme
 from earmark.schemes.groups import quiet
 
-PROBES = 4  # sets of blends on which units are matched
+PROBES = 8  # sets of blends on which units are matched
 _LEVELS = 16  # steps of the soft reading's weights
 
 
@@ -92,8 +92,8 @@ class DeepSigns(Scheme):
     taps: tuple[str, ...] = ()
     bits: int = 256
     groups: int = 0
-    per_group: int = 8
-    references: int = 128
+    per_group: int = 6
+    references: int = 64
     margin: float = 1.5
     weight: float = 1.0
     every: int = 10

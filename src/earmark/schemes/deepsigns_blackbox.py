@@ -96,9 +96,9 @@ class DeepSignsBlackBox(Scheme):
     classes: int = 0
     blend: float = 0.5
     weight: float = 1.0
-    margin: float = 8.0
+    margin: float = 4.0
     noise: float = 0.1
-    every: int = 8
+    every: int = 10
     shards: int = 4
     step: int = 10
     stop_bits: float = 0.0
