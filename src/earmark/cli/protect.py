@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from earmark.keys.secret import Key
     from earmark.schemes.base import Scheme
     from earmark.task import Task
+    from earmark.training import Trained
 
 _WANTED = 128
 
@@ -88,22 +89,8 @@ def command(
         drawn = secrets.randbelow(1 << 31) if seed is None else seed
         key, registration = commit(task, scheme, vault, word, note=output.name)
         from earmark.hosts.files import save_release
-        from earmark.hosts.suspects import load_suspect
-        from earmark.schemes.embedding import embed
-        from earmark.training import Recipe
 
-        changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}  # Any: Recipe
-        trained = embed(
-            task,
-            scheme,
-            key,
-            seed=drawn,
-            model=load_suspect(task.model(), start) if start else None,
-            teacher=load_suspect(task.model(), teacher) if teacher else None,
-            recipe=Recipe.of(task.recipe, **changes),
-            events=bars,
-            label="train with the mark",
-        )
+        trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, bars)
         evidence = scheme.measure(task.host(trained.model), key)
         verdict = policy.judge(evidence)
         utility = task.evaluate(trained.model)
@@ -143,6 +130,35 @@ def command(
         "release": str(output),
     }
     return emit("protect", lines, payload, as_json=as_json)
+
+
+def train_marked(
+    task: Task,
+    scheme: Scheme,
+    key: Key,
+    start: Path | None,
+    teacher: Path | None,
+    epochs: int | None,
+    seed: int,
+    bars: Bars,
+) -> Trained:
+    """Train with the mark: from scratch, from weights, or from a teacher."""
+    from earmark.hosts.suspects import load_suspect
+    from earmark.schemes.embedding import embed
+    from earmark.training import Recipe
+
+    changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}  # Any: Recipe
+    return embed(
+        task,
+        scheme,
+        key,
+        seed=seed,
+        model=load_suspect(task.model(), start) if start else None,
+        teacher=load_suspect(task.model(), teacher) if teacher else None,
+        recipe=Recipe.of(task.recipe, **changes),
+        events=bars,
+        label="train with the mark",
+    )
 
 
 def open_vault(path: Path, owner: str, passphrase_file: Path | None) -> Vault:

@@ -32,20 +32,7 @@ def write_papers(journey: Journey) -> tuple[Path, Path]:
     }
     proof = ledger_proof(journey.vault.ledger, receipts)
     journey.vault.close()
-    subjects = []
-    for model in journey.models:
-        if model.evidence is None or model.verdict is None:
-            raise RunError(f"Model '{model.name}' was not measured.")
-        subjects.append(
-            Subject(
-                model.path.name,
-                model.evidence,
-                model.verdict,
-                kind=model.kind,
-                utility=model.utility,
-                done=model.done,
-            )
-        )
+    subjects = _subjects(journey)
     main = next(i for i, subject in enumerate(subjects) if subject.kind == "stolen")
     policy = Policy()
     content = ReportContent(
@@ -82,3 +69,21 @@ def write_papers(journey: Journey) -> tuple[Path, Path]:
         signer=journey.vault.identity(journey.word),
     )
     return report, dossier
+
+
+def _subjects(journey: Journey) -> list[Subject]:
+    subjects = []
+    for model in journey.models:
+        if model.evidence is None or model.verdict is None:
+            raise RunError(f"Model '{model.name}' was not measured.")
+        subjects.append(
+            Subject(
+                model.path.name,
+                model.evidence,
+                model.verdict,
+                kind=model.kind,
+                utility=model.utility,
+                done=model.done,
+            )
+        )
+    return subjects
