@@ -156,7 +156,7 @@ def test_null_calibration_whatever_the_suspect(kind, marked):
 def test_null_calibration_at_length(seed):
     scheme, host = DeepWater(), ArrayHost(arrays(seed))
     suspect = scheme.stamp(host, scheme.new_key(host, secret=bytes([7]) * 32))
-    keys = (scheme.new_key(host, secret=i.to_bytes(32, "big")) for i in range(2000))
+    keys = (scheme.new_key(host, secret=i.to_bytes(32, "big")) for i in range(500))
     assert not null_excess([log2_p(scheme.measure(suspect, key)) for key in keys])
 
 
@@ -321,6 +321,30 @@ def test_files_are_measured_without_torch(tmp_path, marked):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split()[:2] == ["27", "27"], done.stderr
     assert done.stdout.split()[2] == scheme.measure(FilesHost(path), key).digest()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    block = rng.standard_normal((4096, 8192)).astype(np.float32)
+    tensors = {f"layers.{i}.up_proj.weight": block for i in range(8)}
+    tensors["lm_head.weight"] = block[:16]
+    path = write_tensors(tmp_path / "big.safetensors", tensors, dtype="BF16")
+    assert path.stat().st_size > 500_000_000
+    code = (
+        "import re, pathlib\n"
+        "from earmark.schemes.deepwater import DeepWater\n"
+        "from earmark.hosts.files import FilesHost\n"
+        f"host = FilesHost({str(path)!r})\n"
+        "scheme = DeepWater()\n"
+        "evidence = scheme.measure(host, scheme.new_key(host, secret=bytes(32)))\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "print(int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) // 1024, evidence.trials)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    peak, trials = map(int, done.stdout.split())
+    assert trials == 512
+    assert peak < 200
 
 
 def test_checkpoints_are_stamped_shard_by_shard(tmp_path, marked):
