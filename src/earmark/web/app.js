@@ -44,7 +44,19 @@ function facts(pairs) {
   return make("dl", {}, ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 }
 
-function claimCard(result, entries) {
+const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+const side = (code) => (code === "counted" ? "agrees" : code === "dissent" || code === "equivocation" || code === "mismatch" ? "differs" : "");
+
+function disputeNote(result, resolution) {
+  const found = resolution.disputes.find((item) => item.claims.includes(result.claim));
+  if (!found) return null;
+  const text = found.holder === result.claim ? "Another owner's mark is in this suspect too; this claim prevails."
+    : found.holder ? "Another owner's mark is in this suspect too, and that claim prevails."
+    : "Another owner's mark is in this suspect too, and the records do not tell whose it is.";
+  return make("p", {}, make("b", {}, "Disputed. "), text);
+}
+
+function claimCard(result, entries, resolution) {
   const own = entries.find((entry) => entry.id === result.claim);
   const commitment = result.commitment;
   const story = entries.filter((entry) => !entry.refused && (
@@ -58,13 +70,14 @@ function claimCard(result, entries) {
       make("span", { className: `stamp ${state}` }, result.closed ? outcomes[result.outcome] : "open"),
       make("h3", {}, `Claim ${result.claim.slice(0, 12)}`)),
     make("p", {}, reasons[result.code] ?? result.code),
+    disputeNote(result, resolution),
     facts([
       ["owner", who(result.owner)], ["suspect", short(result.suspect)], ["commitment", short(commitment)],
       ["on the suspect", say(suspect)], ["on the release", release ? say(release) : "the same file"],
-      ["charged", `${result.keys} keys, ${result.suspects} suspects`],
+      ["charged", `${plural(result.keys, "key")}, ${plural(result.suspects, "suspect")}`],
     ]),
     make("ul", { className: "votes", ariaLabel: "Votes" }, ...result.voters.map((voter) =>
-      make("li", {}, make("b", {}, voter.operator), votes[voter.code] ?? voter.code))),
+      make("li", { className: side(voter.code) }, make("b", {}, voter.operator), votes[voter.code] ?? voter.code))),
     make("details", { open: story.length <= 8 },
       make("summary", {}, `Timeline, ${story.length} records`),
       make("ol", { className: "timeline" }, ...story.map((entry) =>
@@ -99,7 +112,7 @@ function proofButton(entry, entries) {
 function show(community, resolution, checked) {
   const { entries } = checked;
   $("claims").replaceChildren(...(resolution.claims.length
-    ? [...resolution.claims].reverse().map((result) => claimCard(result, entries))
+    ? [...resolution.claims].reverse().map((result) => claimCard(result, entries, resolution))
     : [make("p", { className: "quiet" }, "Nobody has claimed a suspect yet.")]));
   $("disputes").hidden = !resolution.disputes.length;
   $("dispute-list").replaceChildren(...resolution.disputes.map((item) => {
