@@ -1,0 +1,161 @@
+"""The shared log: a mirror accepts what was witnessed and derives it again; files by digest."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from earmark.errors import LedgerError, NetworkError, OutputError, SignatureError
+from earmark.ledger.checkpoint import SignedCheckpoint
+from earmark.ledger.log import SqliteLedger
+from earmark.ledger.note import COSIGNATURE, SignerKey
+from earmark.ledger.port import beacon
+from earmark.ledger.service import BlobStore, LogService, Mirror, Row
+from earmark.ledger.witness import Quorum, Witness
+
+ORIGIN = "log.example/service"
+
+
+class Place:
+    """A log service with four witnesses, some of which may be down."""
+
+    def __init__(self, folder, name="a", signer=None):
+        self.ledger = SqliteLedger.create(folder / f"{name}.sqlite", ORIGIN, signer=signer)
+        keys = [SignerKey.generate(f"w{i}/w", kind=COSIGNATURE) for i in range(4)]
+        log = SignedCheckpoint.parse(str(self.ledger.head()))
+        assert log.size == 0
+        from earmark.ledger.note import VerifierKey
+
+        self.key = VerifierKey.parse(self.ledger.vkey)
+        self.witnesses = [
+            Witness.create(folder / f"{name}{i}.w", key, [self.key], clock=lambda i=i: 5000 + i)
+            for i, key in enumerate(keys)
+        ]
+        self.down = set()
+        self.quorum = Quorum.of([key.verifier for key in keys])
+        self.service = LogService(
+            self.ledger,
+            folder / f"{name}.notes",
+            self.quorum,
+            {str(i): self.ask(i) for i in range(4)},
+        )
+
+    def ask(self, i):
+        def ask(request):
+            if i in self.down:
+                raise NetworkError("down")
+            return self.witnesses[i].add(request)
+
+        return ask
+
+    def mirror(self):
+        return Mirror(self.key, self.quorum)
+
+    def close(self):
+        self.service.close()
+        self.ledger.close()
+        for one in self.witnesses:
+            one.close()
+
+
+@pytest.fixture
+def place(tmp_path):
+    made = Place(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_mirror_derives_what_was_witnessed(place):
+    receipts = [place.service.append(b'{"n":%d}' % i) for i in range(9)]
+    mirror = place.mirror()
+    for since in itertools.count():
+        if not mirror.take(place.service.page(mirror.size, limit=2)):
+            break
+        assert since < 9
+    assert [item.record for item in mirror.entries] == [b'{"n":%d}' % i for i in range(9)]
+    assert [item.beacon for item in mirror.entries] == [beacon(item) for item in receipts]
+    assert {item.time for item in mirror.entries} == {5002}
+
+
+def test_one_witness_may_be_down_and_catches_up(place):
+    place.down = {0}
+    for i in range(3):
+        place.service.append(b'{"n":%d}' % i)
+    place.down = {1}
+    place.service.append(b'{"n":3}')
+    assert place.witnesses[0].size(ORIGIN) == 4
+    assert len(place.mirror().take(place.service.page(0))) == 4
+
+
+def test_without_a_quorum_nothing_is_accepted_until_there_is_one(place):
+    place.service.append(b'{"n":0}')
+    place.down = {0, 1}
+    place.service.append(b'{"n":1}')
+    mirror = place.mirror()
+    assert len(mirror.take(place.service.page(0))) == 1
+    assert mirror.take(place.service.page(1)) == []
+    place.down = set()
+    place.service.append(b'{"n":2}')
+    late, last = mirror.take(place.service.page(1))
+    assert (late.beacon, late.checkpoint.size) == (None, 3)
+    assert last.beacon is not None
+
+
+def test_changed_dropped_and_swapped_records_are_found(place):
+    for i in range(5):
+        place.service.append(b'{"n":%d}' % i)
+    rows = place.service.page(0)
+    for i in range(5):
+        changed = [*rows[:i], Row('{"n":9}', rows[i].checkpoint), *rows[i + 1 :]]
+        dropped = [*rows[:i], *rows[i + 1 :]]
+        for bad in (changed, dropped if i < 4 else changed):
+            mirror = place.mirror()
+            with pytest.raises(LedgerError):
+                mirror.take(bad)
+            assert mirror.size == 0, "all of a page or nothing"
+    with pytest.raises(LedgerError):
+        place.mirror().take([rows[1], rows[0]])
+
+
+def test_a_log_that_shows_another_history_gets_no_quorum(place, tmp_path):
+    place.service.append(b'{"n":0}')
+    from earmark.ledger.keyfile import key_path, read_key
+
+    signer = read_key(key_path(tmp_path / "a.sqlite"), place.key)
+    with SqliteLedger.create(tmp_path / "fork.sqlite", ORIGIN, signer=signer) as fork:
+        service = LogService(
+            fork, tmp_path / "fork.notes", place.quorum, {str(i): place.ask(i) for i in range(4)}
+        )
+        service.append(b'{"n":"other"}')
+        assert service.cosigned(1) is None
+        assert place.mirror().take(service.page(0)) == []
+        service.close()
+    assert len(place.witnesses[0].faults(ORIGIN)) == 1
+
+
+def test_a_quorum_of_strangers_or_another_log_is_refused(place, tmp_path):
+    place.service.append(b'{"n":0}')
+    other = Place(tmp_path, "b")
+    other.service.append(b'{"n":0}')
+    with pytest.raises(SignatureError):
+        place.mirror().take(other.service.page(0))
+    with pytest.raises(LedgerError, match="0 of 4"):
+        Mirror(place.key, other.quorum).take(place.service.page(0))
+    other.close()
+
+
+def test_large_records_are_refused(place):
+    with pytest.raises(LedgerError, match="too large"):
+        place.service.append(b'"' + b"x" * (1 << 18) + b'"')
+
+
+def test_blobs(tmp_path):
+    store = BlobStore(tmp_path / "blobs", limit=10)
+    name = store.put(b"data")
+    assert store.put(b"data") == name
+    assert store.path(name).read_bytes() == b"data"
+    for bad in ("0" * 64, "../" + name, name.upper(), ""):
+        assert store.path(bad) is None
+    with pytest.raises(OutputError):
+        store.put(b"x" * 11)

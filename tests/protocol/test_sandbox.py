@@ -1,0 +1,182 @@
+"""Hostile files meet the sandbox: refused within its limits, nothing executed, nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from world import sha
+
+from earmark import codec
+from earmark.errors import HostError
+from earmark.hosts.arrays import ArrayHost
+from earmark.hosts.files import write_tensors
+from earmark.protocol import verifier
+from earmark.protocol.disclosure import DisclosureFile
+from earmark.protocol.sandbox import Job
+from earmark.protocol.voting import Question
+from earmark.schemes.deepwater import DeepWater
+
+OWNER = "ab" * 32
+QUESTION = Question(sha(1), sha(2), sha(3))
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    weights = {f"fc{i}.weight": rng.normal(size=(64, 64)).astype(np.float32) for i in range(3)} | {
+        "head.weight": rng.normal(size=(10, 64)).astype(np.float32)
+    }
+    scheme = DeepWater(weights_per_bit=64)
+    key = scheme.new_key(ArrayHost(weights), secret=bytes(32)).bind("cd" * 32)
+    write_tensors(
+        folder / "marked.safetensors", dict(scheme.stamp(ArrayHost(weights), key).tensors)
+    )
+    write_tensors(folder / "plain.safetensors", weights)
+    (folder / "disclosure").write_bytes(DisclosureFile.of(key, (0, 1, 2)).canonical())
+    return Job(
+        opening=key.opening(OWNER),
+        disclosure=str(folder / "disclosure"),
+        shards=(0, 1, 2),
+        beacon=key.beacon,
+        suspect=str(folder / "marked.safetensors"),
+        inputs=None,
+        task=None,
+        nonce=sha("nonce"),
+        memory=2 << 30,
+        seconds=20,
+    )
+
+
+def beside(job, name):
+    return str(Path(job.suspect).with_name(name))
+
+
+def test_it_counts_what_is_there(job):
+    marked = verifier.ask(QUESTION, job)
+    plain = verifier.ask(QUESTION, replace(job, suspect=beside(job, "plain.safetensors")))
+    assert marked.trials == plain.trials == 72
+    assert marked.hits == 72
+    assert plain.hits < 55
+
+
+def test_a_model_without_the_carrier_is_unmeasured(job, tmp_path):
+    write_tensors(tmp_path / "other.safetensors", {"w": np.ones((64, 64), np.float32)})
+    found = verifier.ask(QUESTION, replace(job, suspect=str(tmp_path / "other.safetensors")))
+    assert (found.hits, found.trials) == (0, 0)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/earmark-was-here",)
+
+
+def tensor_file(header, data=b""):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+HOSTILE = {
+    "pickle": pickle.dumps(Bomb()),
+    "empty": b"",
+    "huge header": struct.pack("<Q", 1 << 62) + b"{}",
+    "huge tensor": tensor_file(
+        {"fc0.weight": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}
+    ),
+    "lying shape": tensor_file(
+        {"fc0.weight": {"dtype": "F32", "shape": [64, 64], "data_offsets": [0, 4]}}, bytes(4)
+    ),
+    "deep header": struct.pack("<Q", 60_000) + b"[" * 60_000,
+    "zip": b"PK\x03\x04" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("name", ["pickle", "huge tensor", "deep header"])
+def test_hostile_models_are_refused(job, tmp_path, name):
+    hostile(job, tmp_path, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_all_hostile_models_are_refused(job, tmp_path, name):
+    hostile(job, tmp_path, name)
+
+
+def hostile(job, folder, name):
+    path = folder / "suspect.safetensors"
+    path.write_bytes(HOSTILE[name])
+    with pytest.raises(HostError):
+        verifier.ask(QUESTION, replace(job, suspect=str(path)))
+    assert not Path("/tmp/earmark-was-here").exists()
+    assert [item.name for item in folder.iterdir()] == ["suspect.safetensors"]
+
+
+@pytest.mark.slow
+def test_nan_never_counts(job, tmp_path):
+    weights = {f"fc{i}.weight": np.full((64, 64), np.nan, np.float32) for i in range(3)}
+    write_tensors(tmp_path / "nan.safetensors", weights)
+    answer = verifier.run(replace(job, suspect=str(tmp_path / "nan.safetensors")))
+    assert "error" in answer or int(answer["hits"]) < 55
+
+
+@pytest.mark.slow
+def test_memory_and_time_are_limited(job):
+    answer = verifier.run(replace(job, memory=80 << 20))
+    assert "error" in answer
+    begin = time.monotonic()
+    assert "error" in verifier.run(replace(job, suspect="/dev/zero", seconds=2))
+    assert time.monotonic() - begin < 30
+
+
+def test_a_disclosure_must_be_the_one_that_was_claimed(job, tmp_path):
+    for changes in ({"shards": (0, 1)}, {"beacon": "ee" * 32}):
+        with pytest.raises(HostError, match="E305"):
+            verifier.ask(QUESTION, replace(job, **changes))
+    body = codec.parse(Path(job.disclosure).read_bytes())
+    body["shards"][0]["secret"] = "00" * 32
+    (tmp_path / "forged").write_bytes(codec.canonical(body))
+    with pytest.raises(HostError, match="E305"):
+        verifier.ask(QUESTION, replace(job, disclosure=str(tmp_path / "forged")))
+
+
+def test_the_process_can_neither_write_nor_connect_nor_start_another(job, tmp_path):
+    """Run code in the sandbox's own conditions, as a hostile file would if it could."""
+    import subprocess
+    import sys
+
+    program = """
+import os, socket, subprocess, sys
+from earmark.protocol.sandbox import confine, forbid
+confine(2 << 30, 10); forbid()
+tries = {
+    "write": lambda: open(sys.argv[1], "w"),
+    "connect": lambda: socket.create_connection(("127.0.0.1", 9), 1),
+    "run": lambda: subprocess.run(["true"]),
+    "shell": lambda: os.system("true"),
+    "fork": os.fork,
+}
+for name, one in tries.items():
+    try:
+        one()
+    except PermissionError:
+        print(name, "refused")
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split("\n")[:-1] == [
+        f"{name} refused" for name in ("write", "connect", "run", "shell", "fork")
+    ], done.stderr
+    assert list(tmp_path.iterdir()) == []
