@@ -76,6 +76,7 @@ def test_ours_leaves_nothing_to_fit_and_refuses_every_key(innocent, task, name, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_ours_refuses_ten_thousand_keys(innocent, task):
     _refused(innocent, task, "deepwater", {"most_bits": 96}, 10_000)
 
