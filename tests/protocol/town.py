@@ -24,8 +24,7 @@ from earmark.protocol import community as c
 from earmark.protocol import messages as m
 from earmark.protocol.client import Client
 from earmark.protocol.disclosure import DisclosureFile
-from earmark.protocol.history import History, genesis_digest
-from earmark.protocol.node import entry_of
+from earmark.protocol.history import History, entry_of, genesis_digest
 from earmark.protocol.resolve import resolve_history
 from earmark.protocol.rules import Rules
 from earmark.schemes.deepwater import DeepWater

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("trace", "Name the customer whose copy leaked."),
     "report": ("report", "Check a dossier and write its report."),
     "ledger": ("ledger", "Show and check the ledger."),
+    "claim": ("claim", "Claim a suspect before a community, and read what was decided."),
     "node": ("node", "Keep a ledger and verify claims for others."),
     "schemes": ("schemes", "List the schemes."),
     "attacks": ("attacks", "List the attacks."),

@@ -13,6 +13,7 @@ from typing import ClassVar
 from earmark.errors import EarmarkError, SignatureError
 from earmark.ledger.checkpoint import Checkpoint
 from earmark.ledger.merkle import EMPTY_ROOT
+from earmark.ledger.service import Seen
 from earmark.protocol import messages as m
 from earmark.protocol.rules import Code, Rules
 from earmark.records import Record
@@ -104,6 +105,13 @@ class ClaimFile:
         """Digest of the released model."""
         assert isinstance(self.release.message, m.Publish)
         return self.release.message.model
+
+
+def entry_of(seen: Seen) -> Entry:
+    """Turn what a mirror accepted into what `resolve` reads."""
+    body = seen.checkpoint.body
+    head = m.checkpoint_digest(body.text)
+    return Entry(seen.index, seen.record, seen.time, seen.beacon, body.size, head)
 
 
 def genesis_digest(domain: str) -> str:

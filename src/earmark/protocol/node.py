@@ -17,24 +17,17 @@ from earmark import files
 from earmark.errors import EarmarkError, RecordError
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.note import VerifierKey
-from earmark.ledger.service import BlobStore, LogService, Mirror, Row, Seen
+from earmark.ledger.service import BlobStore, LogService, Mirror, Row
 from earmark.ledger.witness import Witness
 from earmark.protocol import client, community, verifier
 from earmark.protocol import messages as m
-from earmark.protocol.history import ClaimFile, Entry, History, genesis_digest
+from earmark.protocol.history import ClaimFile, History, entry_of, genesis_digest
 from earmark.protocol.resolve import Resolution, resolve_history
 from earmark.protocol.sandbox import Job
 from earmark.protocol.voting import Count, Question, questions, split_nonce
 from earmark.records import Receipt
 
 _LOG = logging.getLogger("earmark.node")
-
-
-def entry_of(seen: Seen) -> Entry:
-    """Turn what a mirror accepted into what `resolve` reads."""
-    body = seen.checkpoint.body
-    head = m.checkpoint_digest(body.text)
-    return Entry(seen.index, seen.record, seen.time, seen.beacon, body.size, head)
 
 
 class Node:

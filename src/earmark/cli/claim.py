@@ -1,0 +1,207 @@
+"""`earmark claim`: register with a community, claim a suspect, and read what was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from earmark import files
+from earmark.cli import options
+from earmark.cli.output import EXIT, emit, line, table
+from earmark.codec import Json
+from earmark.errors import UsageError
+from earmark.vault import Vault
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def community_option(function: F) -> F:
+    """Add ``--community``."""
+    return click.option(
+        "--community",
+        "community_path",
+        type=click.Path(path_type=Path),
+        default=Path("community.json"),
+        show_default=True,
+        envvar="EARMARK_COMMUNITY",
+        help="The community's file, from a source that you trust.",
+    )(function)
+
+
+@click.group("claim", epilog="Example:  earmark claim status")
+def command() -> None:
+    """Register with a community, claim a suspect, and read what was decided.
+
+    A community's nodes verify a claim each by itself and vote. `status` believes none of them: it
+    checks the log and its witnesses and decides from the records again.
+    """
+
+
+@command.command("register", epilog="Example:  earmark claim register release.safetensors")
+@click.argument("release", type=click.Path(path_type=Path))
+@click.option("--key", "key_name", default="", help="Beginning of the key's id.")
+@click.option("--license", "terms", default="", help="A name or sentence.")
+@click.option("--where", default="", help="Where the model is offered.")
+@community_option
+@options.vault_option
+@options.passphrase_option
+@options.json_option
+def register(
+    *,
+    release: Path,
+    key_name: str,
+    terms: str,
+    where: str,
+    community_path: Path,
+    vault_path: Path,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Commit to a key in the community's log, and publish RELEASE under it."""
+    from earmark.protocol import messages as m
+    from earmark.protocol.party import Party
+
+    vault = Vault.open(vault_path)
+    registration = vault.registration(key_name)
+    party = Party.open(community_path, vault.identity(options.passphrase(passphrase_file)))
+    commitment = registration.commitment.commitment
+    data = files.read_bytes(release)
+    model = files.file_digest(release)
+    if party.committed(commitment) is None:
+        party.send(m.Commit, commitment=commitment, recovery=None)
+    committed = party.committed(commitment)
+    if party.rules.bound and (committed is None or committed.entry.beacon != registration.beacon):
+        raise UsageError(
+            "This key is bound to your own ledger, and the community asks for keys that are bound "
+            "to its log.",
+            hint="Found the community with --unbound, or make the key from the community's log.",
+        )
+    party.client.put(data)
+    party.send(
+        m.Publish,
+        commitment=commitment,
+        model=model,
+        files={release.name: model},
+        beacon=registration.beacon,
+        license=terms,
+        where=where,
+    )
+    party.sync()
+    lines = [
+        line("key", registration.id),
+        line("log", f"{party.rules.domain}, {party.mirror.size} entries"),
+        line("release", f"{release.name}  {model}"),
+    ]
+    return emit(
+        "claim register", lines, {"commitment": commitment, "model": model}, as_json=as_json
+    )
+
+
+@command.command("open", epilog="Example:  earmark claim open suspect.safetensors --shards 0,1,2")
+@click.argument("suspect", type=click.Path(path_type=Path))
+@click.option("--key", "key_name", default="", help="Beginning of the key's id.")
+@click.option("--shards", required=True, help="Shards to reveal, such as 0,1,2; they are burnt.")
+@community_option
+@options.vault_option
+@options.passphrase_option
+@options.json_option
+def open_(
+    *,
+    suspect: Path,
+    key_name: str,
+    shards: str,
+    community_path: Path,
+    vault_path: Path,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> int:
+    """Claim that SUSPECT carries your mark; this reveals some shards of your key to everybody."""
+    from earmark.protocol import messages as m
+    from earmark.protocol.disclosure import DisclosureFile
+    from earmark.protocol.party import Party
+
+    vault = Vault.open(vault_path)
+    registration = vault.registration(key_name)
+    word = options.passphrase(passphrase_file)
+    key = vault.key(registration.id, word, inputs=False)
+    chosen = _numbers(shards)
+    party = Party.open(community_path, vault.identity(word))
+    inputs = None
+    if key.layout.inputs is not None:
+        stored = vault.path / "inputs" / f"{key.layout.inputs}.safetensors"
+        inputs = party.client.put(files.read_bytes(stored))
+    claim = party.send(
+        m.Claim,
+        opening=registration.opening,
+        suspect=party.client.put(files.read_bytes(suspect)),
+        shards=chosen,
+        disclosure=party.client.put(DisclosureFile.of(key, chosen).canonical()),
+        inputs=inputs,
+    )
+    party.sync()
+    refused = party.refusal(claim)
+    if refused is not None:
+        raise UsageError(f"The claim does not count ({refused.code.value}): {refused.detail}")
+    lines = [
+        line("claim", claim),
+        line("burnt", f"shards {', '.join(map(str, chosen))} of {key.layout.shards}"),
+        line("next", f"earmark claim status {claim[:12]}"),
+    ]
+    return emit("claim open", lines, {"claim": claim}, as_json=as_json)
+
+
+@command.command("status", epilog="Example:  earmark claim status 3f0a91c2")
+@click.argument("name", default="")
+@community_option
+@options.json_option
+def status(*, name: str, community_path: Path, as_json: bool) -> int:
+    """Decide all claims again from the log, or say what became of the claim NAME.
+
+    Exit codes for one claim: 0 mark shown, 1 not shown, 3 inconclusive or open; 4 the log does not
+    hold.
+    """
+    from earmark.protocol.party import Party
+
+    party = Party.open(community_path)
+    party.sync()
+    resolution = party.resolution()
+    found = [item for item in resolution.claims if item.claim.startswith(name)]
+    payload: dict[str, Json] = {"resolution": resolution.to_json()}
+    lines = [line("log", f"{party.rules.domain}, {party.mirror.size} entries, all witnessed")]
+    if not name:
+        rows = [
+            [item.claim[:12], item.suspect[:12], item.outcome.value, item.code.value]
+            for item in found
+        ]
+        lines += table(rows, head=["claim", "suspect", "outcome", "reason"])
+        return emit("claim status", lines, payload, as_json=as_json)
+    if len(found) != 1:
+        raise UsageError(f"{len(found)} claims begin with '{name}'; exactly one was expected.")
+    (result,) = found
+    lines += [
+        line("outcome", f"{result.outcome.value} ({result.code.value})"),
+        line("final", "yes" if result.closed else "no, voting goes on"),
+    ]
+    lines += [line("vote", f"{item.operator}: {item.code.value}") for item in result.voters]
+    for dispute in resolution.disputes:
+        if result.claim in dispute.claims:
+            holder = (dispute.holder or "nobody")[:12]
+            lines.append(line("dispute", f"{holder} prevails ({dispute.code.value})"))
+    return emit(
+        "claim status",
+        lines,
+        payload,
+        as_json=as_json,
+        outcome=result.outcome.value,
+        code=EXIT[result.outcome],
+    )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"'{text}' is no list of shards.", expected="Numbers such as 0,1,2.")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,90 @@
+"""Somebody who talks to a community and believes none of its nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from earmark.errors import UsageError
+from earmark.ledger.note import VerifierKey
+from earmark.ledger.service import Mirror
+from earmark.protocol import messages as m
+from earmark.protocol.client import Client
+from earmark.protocol.community import Community
+from earmark.protocol.history import History, Logged, Refusal, entry_of, genesis_digest
+from earmark.protocol.resolve import Resolution, resolve_history
+
+
+class Party:
+    """A reader of a community's log who may also sign messages.
+
+    Args:
+        community: The community's file, from a source that you trust.
+        key: Signs messages; null for somebody who only reads.
+    """
+
+    def __init__(self, community: Community, key: Ed25519PrivateKey | None = None) -> None:
+        self.community, self.rules = community, community.rules
+        self.client = Client(community.url, timeout=30.0)
+        self.mirror = Mirror(VerifierKey.parse(community.log), community.quorum)
+        self.history = History((), self.rules)
+        self._key = key
+
+    @classmethod
+    def open(cls, path: str | Path, key: Ed25519PrivateKey | None = None) -> Party:
+        """Read the community's file; see `Community.load` for what is raised."""
+        return cls(Community.load(path), key)
+
+    def sync(self) -> None:
+        """Fetch the log, derive it again, and accept what the witnesses cosigned.
+
+        Raises:
+            NetworkError: The node that keeps the log does not answer.
+            LedgerError, SignatureError: The log does not hold.
+        """
+        while fresh := self.mirror.take(self.client.page(self.mirror.size)):
+            for seen in fresh:
+                self.history.read(entry_of(seen))
+
+    def send(self, kind: type[m.Message], **body: object) -> str:
+        """Sign a message, have it logged, and return its digest.
+
+        Raises:
+            UsageError: There is no key to sign with.
+            NetworkError: The log does not take it.
+        """
+        if self._key is None:
+            raise UsageError("A reader without a key cannot sign.")
+        self.sync()
+        after = genesis_digest(self.rules.domain)
+        if self.mirror.entries:
+            after = m.checkpoint_digest(self.mirror.entries[-1].checkpoint.body.text)
+        common = {
+            "domain": self.rules.domain,
+            "sender": self._key.public_key().public_bytes_raw().hex(),
+            "nonce": m.fresh_nonce(),
+            "after": after,
+        }
+        envelope = kind(**common, **body).sign(self._key)  # type: ignore[arg-type]
+        self.client.append(envelope.encode())
+        self.sync()
+        return envelope.digest()
+
+    def committed(self, commitment: str) -> Logged | None:
+        """Return the first entry with a commitment, or null."""
+        self.sync()
+        return next(iter(self.history.commits.get(commitment, ())), None)
+
+    def refusal(self, digest: str) -> Refusal | None:
+        """Return why a message does not count, or null if it does or is not there."""
+        from earmark import codec
+
+        for item in self.history.refusals:
+            if codec.digest(self.mirror.entries[item.index].record) == digest:
+                return item
+        return None
+
+    def resolution(self) -> Resolution:
+        """Decide all claims from the records."""
+        return resolve_history(self.history)
