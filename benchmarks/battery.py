@@ -31,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--battery", default="standard")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--samples", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=0, help="of training; 0: the usual number")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop between cells after this")
     parser.add_argument("--models", type=Path, default=Path("runs/models"))
     parser.add_argument("--rows", type=Path, default=HERE / "rows" / "battery.jsonl")
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
             "attacks": list(attacks_of(options.battery)),
             "seeds": list(range(options.seeds)),
             "samples": options.samples,
+            "recipe": {"epochs": options.epochs} if options.epochs else {},
         }
     )
     started = time.monotonic()

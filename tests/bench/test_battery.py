@@ -123,3 +123,16 @@ def test_the_search_finds_the_cheapest_chain_within_its_budget(row):
     with pytest.raises(UsageError):
         search.random_chains(1, seed=1, pool=["none"])
     assert search.steps_of(["noise >> cast"]) == [Step("noise"), Step("cast")]
+
+
+def test_the_search_against_a_model_finds_what_removes_its_mark_and_resumes(subject, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    pool = ["quantize:int8", "noise:1", "permute", "prune:50"]
+    options = {"evaluations": 6, "seed": 2, "pool": pool, "tolerance": 10.0}
+    found = search.search_subject(subject, path, **options)
+    assert "permute" in {step.name for step in found[0].chain}
+    assert found[0].kept
+    assert found[0].trial.bits < 10
+    size = path.stat().st_size
+    assert search.search_subject(subject, path, **options) == found
+    assert path.stat().st_size == size

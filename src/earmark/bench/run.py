@@ -16,6 +16,7 @@ from earmark import __version__, policy
 from earmark.bench import rows
 from earmark.bench.cells import Cell, Step, step_of
 from earmark.bench.executor import Executor, Inline, Lost
+from earmark.bench.reading import read
 from earmark.bench.rows import Row
 from earmark.bench.subjects import Ground, Subject, ZooSubject
 from earmark.codec import Json
@@ -79,7 +80,7 @@ def _attack(ground: Ground, cell: Cell) -> tuple[Evidence, float, float | None]:
         model = attack.run(ground.model, budget, seed=cell.seed)
         cost = time.process_time() - start
         utility = ground.task.evaluate(model)
-    evidence = ground.scheme.measure(ground.task.host(model), ground.key)
+    evidence = read(ground, ground.task.host(model))
     share = cost / ground.train_seconds if ground.train_seconds else None
     return evidence, utility, share
 

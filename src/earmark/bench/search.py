@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from earmark.bench.cells import Step, parse
+from earmark.bench.cells import Cell, Step, parse
+from earmark.bench.run import run_cells
+from earmark.bench.subjects import Subject
 from earmark.errors import UsageError
 from earmark.records import Trial
 
@@ -148,6 +151,39 @@ def search(
         )
         found[chain] = Candidate(chain, trial, kept)
     return best()
+
+
+def search_subject(
+    subject: Subject,
+    path: str | Path,
+    *,
+    evaluations: int,
+    seed: int,
+    tolerance: float = 2.0,
+    pool: Sequence[str] = POOL,
+    data_fraction: float = 0.5,
+) -> list[Candidate]:
+    """Search the cheapest chain against one model; every measurement is a row, so it resumes.
+
+    Args:
+        subject: The model with its key and task.
+        path: The rows' file; chains that have a row there are not measured again.
+        evaluations: How many chains may be measured.
+        seed: Seed of the search and of every attack in it.
+        tolerance: Points of utility that the thief gives up.
+        pool: Attacks to build chains from.
+        data_fraction: Share of the training data that the attacker holds.
+
+    Returns:
+        Every chain that was measured, the best first.
+    """
+    about = subject.describe()
+
+    def evaluate(chain: Genes) -> Trial:
+        (row,) = run_cells([(subject, Cell(about, chain, seed, data_fraction))], path)
+        return row.trial
+
+    return search(evaluate, evaluations=evaluations, seed=seed, tolerance=tolerance, pool=pool)
 
 
 def _child(

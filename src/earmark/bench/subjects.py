@@ -212,11 +212,18 @@ class ReleaseSubject(Subject):
 
     def describe(self) -> dict[str, Json]:
         """Return the digests of the files and the key's id."""
+        from earmark.vault import Vault
+
+        vault = Vault.open(self.vault)
+        try:
+            key = vault.registration(self.key).id
+        finally:
+            vault.close()
         return {
             "kind": "release",
             "release": files.file_digest(self.release),
             "task": files.file_digest(self.task),
-            "key": self.key,
+            "key": key,
         }
 
     def open(self) -> Ground:
