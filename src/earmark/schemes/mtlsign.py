@@ -110,8 +110,8 @@ class MtlSign(Scheme):
     taps: tuple[str, ...] = ()
     deeper: bool = True
     read: tuple[str, ...] = ()
-    share: float = 0.0625
-    weight: float = 0.1
+    share: float = 0.125
+    weight: float = 0.05
     sharpness: float = 2.0
 
     def __post_init__(self) -> None:
