@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from earmark import files
-from earmark.errors import EarmarkError, RecordError
+from earmark.errors import EarmarkError, HostError, RecordError
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.service import BlobStore, LogService, Mirror, Row
@@ -47,7 +47,7 @@ class Node:
         limits: verifier.Limits | None = None,
         tasks: str | Path | None = None,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).resolve()  # the sandbox runs elsewhere
         self.card = community.Card.from_bytes(
             files.read_bytes(self.folder / community.CARD, limit=1 << 16)
         )
@@ -157,7 +157,11 @@ class Node:
             ]
         for file, count in open_files:
             if not count.closed and self.card.operator in count.panel:
-                self.duty(file, count)
+                try:
+                    self.duty(file, count)
+                except EarmarkError as error:  # one claim's trouble is not the others'
+                    self.trouble = f"claim {file.id[:12]}: {error}"
+                    _LOG.warning("%s", self.trouble)
 
     def duty(self, file: ClaimFile, count: Count) -> None:
         """Do what is due for one open claim."""
@@ -176,8 +180,8 @@ class Node:
         """Verify a claim and send the digest of the ballot."""
         if (file.id, "commit") in self._sent:
             return
-        self._sent.add((file.id, "commit"))
         ballot = self.ballot(file)
+        self._sent.add((file.id, "commit"))
         self.send(m.VoteCommit, claim=file.id, suspect=file.claim.suspect, ballot=ballot.sealed())
 
     def reveal(self, file: ClaimFile) -> None:
@@ -215,14 +219,18 @@ class Node:
         return made
 
     def findings(self, file: ClaimFile) -> tuple[m.Finding, ...]:
-        """Measure every question of a claim; what cannot be measured is left out."""
+        """Measure every question of a claim; what cannot be measured is left out.
+
+        Raises:
+            NetworkError, LedgerError: A file is not to be had yet; try again.
+        """
         with self.lock:
             asked = questions(self.history, file)
         made = []
         for question in asked:
             try:
                 made.append(self.measure(question))
-            except EarmarkError as error:
+            except HostError as error:
                 _LOG.warning("claim %s: %s", file.id[:12], error)
         return tuple(made)
 
@@ -287,8 +295,8 @@ class Node:
         """
         while not stop.wait(seconds):
             try:
-                self.step()
                 self.trouble = None
+                self.step()
             except EarmarkError as error:
                 self.trouble = str(error)
                 _LOG.warning("%s", error)
