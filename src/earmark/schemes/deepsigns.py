@@ -96,7 +96,7 @@ class DeepSigns(Scheme):
     references: int = 64
     margin: float = 1.5
     weight: float = 1.0
-    every: int = 10
+    every: int = 16
     shards: int = 4
     payload: str = ""
 

@@ -98,7 +98,7 @@ class DeepSignsBlackBox(Scheme):
     weight: float = 1.0
     margin: float = 4.0
     noise: float = 0.1
-    every: int = 10
+    every: int = 16
     shards: int = 4
     step: int = 10
     stop_bits: float = 0.0
