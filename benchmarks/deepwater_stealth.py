@@ -55,11 +55,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scheme", default="deepwater")
     parser.add_argument("--shadows", type=int, default=50, help="models of each kind")
+    parser.add_argument("--settings", type=json.loads, default={}, help="of the scheme, JSON")
     parser.add_argument("--epochs", type=int, default=8)
     args = parser.parse_args()
     torch.set_num_threads(1)
     task = image_task("small-cnn", "digits", batch=64, recipe={"epochs": args.epochs, "lr": 0.05})
-    scheme = registry.scheme(args.scheme)
+    scheme = registry.scheme(args.scheme, **args.settings)
     started = time.process_time()
     rows, labels, accuracies = [], [], []
     for i in range(2 * args.shadows):
@@ -74,6 +75,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     row = {
         "scheme": args.scheme,
+        "settings": args.settings,
         "network": task.name,
         "shadows": args.shadows,
         "accuracy_clean": round(float(np.mean(accuracies[0::2])), 2),

@@ -93,6 +93,26 @@ def test_a_pinned_stamp_keeps_every_value(marked):
     assert min(row["least_z"] for row in evidence.details["layers"].values()) > 7
 
 
+def test_pinned_training_keeps_the_histogram_natural():
+    torch.manual_seed(2)
+    spreads = {}
+    for pin in (False, True):
+        model = SmallCnn((1, 28, 28), 10)
+        natural = model.fc.weight.detach().clone()
+        scheme = DeepWater(pin=pin)
+        key = scheme.new_key(ModuleHost(model), secret=SECRET)
+        with scheme.attach(model, key) as mark:
+            for _ in range(60):
+                mark.after_step(0.1)
+        evidence = scheme.measure(ModuleHost(model), key)
+        assert evidence.hits == evidence.trials
+        spreads[pin] = (model.fc.weight.std() / natural.std()).item()
+        edge = (model.fc.weight.abs() > natural.abs().max()).float().mean().item()
+        assert (edge < 0.001) == pin
+    assert spreads[False] > 1.02
+    assert 0.985 < spreads[True] < 1.005
+
+
 def test_settling_renews_norms_and_nothing_else():
     torch.manual_seed(0)
     model = SmallCnn((1, 8, 8), 10).eval()

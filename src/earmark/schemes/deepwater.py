@@ -60,8 +60,8 @@ class DeepWater(Scheme):
         shards: Shards of the key.
         carrier: Globs of tensors to use; by default all that are eligible.
         payload: An identifier to be read back from the weights, hexadecimal, or empty.
-        pin: Whether stamping gives each tensor back exactly the values it had, in another order,
-            so that its histogram does not change at all. It has no effect on training.
+        pin: Whether to keep histograms natural: stamping gives each tensor back exactly the values
+            it had, in another order; training gives it the histogram it has without the mark.
 
     Raises:
         UsageError: A setting out of range.
@@ -175,7 +175,7 @@ class DeepWater(Scheme):
         from earmark.schemes.deepwater_torch import DeepWaterMark
 
         self.check_key(key)
-        mark = DeepWaterMark(model, _prepare(key), margin=self.margin, rate=self.rate)
+        mark = DeepWaterMark(model, _prepare(key), margin=self.margin, rate=self.rate, pin=self.pin)
         yield mark
         mark.finish()
 

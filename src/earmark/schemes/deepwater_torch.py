@@ -69,8 +69,11 @@ class _Carrier:
         self.stride: tuple[int, ...] = ()
         self.index = torch.empty(0)
 
-    def push(self, margin: float, rate: float) -> None:
-        """Move every cell's score towards the margin by `rate` of what is missing."""
+    def push(self, margin: float, rate: float, *, pin: bool) -> None:
+        """Move every cell's score towards the margin by `rate` of what is missing.
+
+        If pinned, the spread of the weights stays what it was.
+        """
         flat = self._flat()
         held = flat[self.index].float().view(self.signs.shape)
         if self.steps % _RENEW == 0:  # it changes slowly, and medians are dear
@@ -81,7 +84,24 @@ class _Carrier:
         scaled = held.sub(mean + self.offset * deviation).div_(spread).clamp_(-CLIP, CLIP)
         z = scaled.mul_(self.signs).sum(1) / self.wide
         step = (margin - z).clamp_(min=0.0) * (rate * spread / self.wide)
-        flat.index_add_(0, self.index, (self.signs * step[:, None]).view(-1).to(flat.dtype))
+        moved = held.add_(self.signs * step[:, None])
+        if pin:
+            wider, middle = torch.std_mean(moved)
+            moved = moved.sub_(middle).mul_(deviation / wider.clamp(min=1e-30)).add_(mean)
+        flat.index_copy_(0, self.index, moved.view(-1).to(flat.dtype))
+
+    def pin(self) -> None:
+        """Give the cells' weights the shape of histogram that they have without their mark."""
+        flat = self._flat()
+        held = flat[self.index].float()
+        cells = held.view(self.signs.shape)
+        along = ((cells - cells.mean()) * self.signs).mean(1, keepdim=True)
+        natural = (cells - along * self.signs).view(-1).sort().values
+        (spread, middle), (wanted, mean) = torch.std_mean(natural), torch.std_mean(held)
+        natural = (natural - middle) * (wanted / spread.clamp(min=1e-30)) + mean
+        pinned = torch.empty_like(held)
+        pinned[held.argsort()] = natural
+        flat.index_copy_(0, self.index, pinned.to(flat.dtype))
 
     def _flat(self) -> Tensor:
         """View the tensor's storage as one row; `index` follows its memory order."""
@@ -110,6 +130,7 @@ class DeepWaterMark(Mark):
         prepared: Cells and signs of each tensor.
         margin: Score that each bit is pushed to.
         rate: Part of the way that one step goes.
+        pin: Whether the histogram is to stay as it is without the mark.
 
     Raises:
         CarrierError: The model lacks a tensor.
@@ -123,8 +144,9 @@ class DeepWaterMark(Mark):
         *,
         margin: float,
         rate: float,
+        pin: bool = False,
     ) -> None:
-        self.margin, self.rate = margin, rate
+        self.margin, self.rate, self.pin = margin, rate, pin
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.carriers = []
         for cells, bits in prepared:
@@ -149,7 +171,9 @@ class DeepWaterMark(Mark):
     def after_step(self, lr: float) -> None:  # noqa: ARG002 - the rate does not depend on it
         """Move every bit a part of the way to its margin."""
         for carrier in self.carriers:
-            carrier.push(self.margin, self.rate)
+            if self.pin and carrier.steps % _RENEW == _RENEW - 1:
+                carrier.pin()
+            carrier.push(self.margin, self.rate, pin=self.pin)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -157,4 +181,6 @@ class DeepWaterMark(Mark):
         for carrier in self.carriers:
             for _ in range(3):
                 carrier.steps = 0
-                carrier.push(self.margin, 1.0)
+                carrier.push(self.margin, 1.0, pin=self.pin)
+                if self.pin:
+                    carrier.pin()
