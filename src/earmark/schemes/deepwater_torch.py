@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from earmark.schemes.cells import Cells
 
-_RENEW = 50
+_RENEW = 12
+_EVERY = 4
 
 
 def settle(
@@ -161,7 +162,18 @@ class DeepWaterMark(Mark):
                     hint="Make a key for this model.",
                 )
             self.carriers.append(_Carrier(parameter, cells, bits))
+        self.steps = 0
         self._zero = torch.zeros(())
+
+    def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
+        """Return the number of steps so far."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
+        """Take it back; what is measured of the weights is measured anew."""
+        self.steps = int(state["steps"])
+        for carrier in self.carriers:
+            carrier.steps = 0
 
     def loss(self) -> Tensor:
         """Return 0: the update does not pass through the optimizer."""
@@ -169,11 +181,14 @@ class DeepWaterMark(Mark):
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:  # noqa: ARG002 - the rate does not depend on it
-        """Move every bit a part of the way to its margin."""
+        """Move every bit a part of the way to its margin; every fourth step goes four ways."""
+        self.steps += 1
+        if self.steps % _EVERY:
+            return
         for carrier in self.carriers:
             if self.pin and carrier.steps % _RENEW == _RENEW - 1:
                 carrier.pin()
-            carrier.push(self.margin, self.rate, pin=self.pin)
+            carrier.push(self.margin, 1 - (1 - self.rate) ** _EVERY, pin=self.pin)
 
     @torch.no_grad()
     def finish(self) -> None:
