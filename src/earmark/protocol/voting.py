@@ -194,6 +194,8 @@ class Count:
     def _by_operator(self, items: list[Logged]) -> dict[str, list[Logged]]:
         found: dict[str, list[Logged]] = {}
         for item in items:
+            if item.entry.time > self.windows.reveal:
+                continue  # the claim is closed: what comes now is as if it had not come
             name = self._operator.get(self.history.root(item.message.sender))
             if name in self.panel:
                 found.setdefault(str(name), []).append(item)
@@ -252,8 +254,6 @@ class Count:
             begun = item.entry.time > self.windows.commit
             if not begun and (complete is None or item.index < complete):
                 return Code.EARLY, None
-            if item.entry.time > self.windows.reveal:
-                return Code.LATE, None
             mine = ballot.voter == item.message.sender == sealed.message.sender
             if mine and ballot.claim == self.file.id and ballot.sealed() == sealed.message.ballot:
                 return Code.COUNTED, ballot
