@@ -202,7 +202,7 @@ class Town:
         for process in self.processes:
             process.wait()
 
-    def wait(self, question, seconds=90):
+    def wait(self, question, seconds=240):
         until = time.monotonic() + seconds
         while True:
             try:
