@@ -17,6 +17,8 @@ from earmark.attacks.quantize import Cast, Quantize, QuantizeDynamic, round_to
 from earmark.bench.zoo import image_task
 from earmark.errors import UsageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+
 
 @pytest.fixture
 def victim(victims):

@@ -68,9 +68,7 @@ def test_moved_inputs_fool_a_verifier_that_takes_inputs(innocent, task):
     assert int((answers_of(innocent, inputs) == labels).sum()) < 25
 
 
-@pytest.mark.parametrize(
-    ("name", "settings", "count"), [("deepwater", {"most_bits": 96}, 100)]
-)
+@pytest.mark.parametrize(("name", "settings", "count"), [("deepwater", {"most_bits": 96}, 30)])
 def test_ours_leaves_nothing_to_fit_and_refuses_every_key(innocent, task, name, settings, count):
     _refused(innocent, task, name, settings, count)
 

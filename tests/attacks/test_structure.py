@@ -21,6 +21,8 @@ from earmark.errors import HostError, UsageError
 from earmark.schemes.embedding import embed
 from earmark.testing import tiny_task
 
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+
 
 @pytest.fixture
 def victim(victims):

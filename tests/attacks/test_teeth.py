@@ -32,19 +32,23 @@ CASES = [
     ("shift-weights", "trigger", 10, 95),
     ("regularize", "trigger", 100, 95),
     ("smooth-labels:high-lr", "trigger", 20, 50),
-    ("train-adversarially", "trigger", 110, 95),
+    pytest.param("train-adversarially", "trigger", 110, 95, marks=pytest.mark.slow),
     ("fine-prune:sok", "trigger", 60, 95),
     ("distill-attention:strong", "trigger", 40, 90),
-    ({"name": "prune-adversarially", "steps": 60}, "trigger", 110, 75),
-    ({"name": "cleanse-patches", "steps": 40}, "trigger", 40, 85),
+    pytest.param(
+        {"name": "prune-adversarially", "steps": 60}, "trigger", 110, 75, marks=pytest.mark.slow
+    ),
+    pytest.param(
+        {"name": "cleanse-patches", "steps": 40}, "trigger", 40, 85, marks=pytest.mark.slow
+    ),
     ({"name": "launder", "steps": 40}, "trigger", 50, 85),
     ("distill", "sign", 8, 95),
     ("distill:cross", "trigger", 8, 80),
     ("retrain:hard", "sign", 8, 95),
     ("retrain:smooth", "trigger", 8, 90),
-    ("retrain:soft", "trigger", 8, 90),
+    pytest.param("retrain:soft", "trigger", 8, 90, marks=pytest.mark.slow),
     ("transfer", "sign", 8, 80),
-    ("preprocess:autoencoder", "trigger", 40, 80),
+    pytest.param("preprocess:autoencoder", "trigger", 40, 80, marks=pytest.mark.slow),
     ("preprocess:jpeg", "trigger", 110, 90),
     ("filter-queries", "trigger", 8, 90),
 ]
