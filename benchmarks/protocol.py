@@ -1,0 +1,154 @@
+"""Measure the protocol: witnessed appends, reading messages, resolving claims, one sandboxed count.
+
+Run ``python benchmarks/protocol.py``; it appends rows to ``benchmarks/rows/protocol.jsonl``.
+Process time is given beside the wall clock, which on a shared machine says little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "protocol"))
+
+from world import Party, World, sha
+
+from earmark.hosts.arrays import ArrayHost
+from earmark.hosts.files import write_tensors
+from earmark.ledger.log import SqliteLedger
+from earmark.ledger.note import COSIGNATURE, SignerKey, VerifierKey
+from earmark.ledger.service import LogService, Mirror
+from earmark.ledger.witness import Quorum, Witness
+from earmark.protocol import messages as m
+from earmark.protocol import verifier
+from earmark.protocol.disclosure import DisclosureFile
+from earmark.protocol.resolve import resolve
+from earmark.protocol.sandbox import Job
+from earmark.protocol.voting import Question
+from earmark.schemes.deepwater import DeepWater
+
+ROWS = Path(__file__).parent / "rows" / "protocol.jsonl"
+
+
+def measured(what: str, count: int, work: Callable[[], object], **values: object) -> None:
+    """Run some work and append a row with its times."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu += after.ru_utime + after.ru_stime - children.ru_utime - children.ru_stime
+    row = {
+        "benchmark": "protocol",
+        "what": what,
+        **values,
+        "count": count,
+        "seconds": round(wall, 4),
+        "cpu_ms_each": round(1000 * cpu / count, 4),
+        "versions": {"earmark": version("earmark"), "python": platform.python_version()},
+        "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
+    }
+    with ROWS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for n in (4, 7):
+            witnessed(folder, n)
+        claims()
+        sandboxed(folder)
+
+
+def witnessed(folder: Path, n: int) -> None:
+    keys = [SignerKey.generate(f"w{i}/w", kind=COSIGNATURE) for i in range(n)]
+    with SqliteLedger.create(folder / f"{n}.sqlite", "log.example/bench") as ledger:
+        log = VerifierKey.parse(ledger.vkey)
+        made = [Witness.create(folder / f"{n}-{i}.w", key, [log]) for i, key in enumerate(keys)]
+        quorum = Quorum.of([key.verifier for key in keys])
+        asks = {str(i): one.add for i, one in enumerate(made)}
+        service = LogService(ledger, folder / f"{n}.notes", quorum, asks)
+        count = 100
+        about = {"witnesses": n, "threshold": quorum.threshold, "durable": True}
+        measured(
+            "append with witnesses in process",
+            count,
+            lambda: [service.append(b'{"n":%d}' % i) for i in range(count)],
+            **about,
+        )
+        rows = service.page(0)
+        measured("derive the log again", count, lambda: Mirror(log, quorum).take(rows), **about)
+        service.close()
+
+
+def claims() -> None:
+    for voters in (4, 7, 13):
+        world, owner = World(voters=voters), Party("owner")
+        world.register(owner, "M")
+        world.truth.add(("owner", "S"))
+        for _ in range(8):
+            world.vote(world.claim(owner, "S"))
+        size = len(world.entries)
+        measured(
+            "resolve from the first record",
+            size,
+            partial(resolve, world.entries, world.rules),
+            voters=voters,
+            claims=8,
+        )
+    records = [entry.record for entry in world.entries]
+    measured("open a message", len(records), lambda: [m.open_message(item) for item in records])
+
+
+def sandboxed(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for width in (128, 1024):
+        weights = {f"fc{i}.weight": rng.normal(size=(width, width)).astype("f4") for i in range(4)}
+        scheme = DeepWater(weights_per_bit=64)
+        key = scheme.new_key(ArrayHost(weights), secret=bytes(32)).bind("cd" * 32)
+        write_tensors(folder / "m.safetensors", dict(scheme.stamp(ArrayHost(weights), key).tensors))
+        (folder / "d").write_bytes(DisclosureFile.of(key, (0, 1, 2)).canonical())
+        job = Job(
+            opening=key.opening("ab" * 32),
+            disclosure=str(folder / "d"),
+            shards=(0, 1, 2),
+            beacon=key.beacon,
+            suspect=str(folder / "m.safetensors"),
+            inputs=None,
+            task=None,
+            nonce=sha("n"),
+            memory=4 << 30,
+            seconds=60,
+        )
+        count = 3
+        question = Question(sha(1), sha(2), sha(3))
+        measured(
+            "answer one question in the sandbox",
+            count,
+            partial(asked, question, job, count),
+            parameters=4 * width * width,
+            scheme="deepwater",
+        )
+        (folder / "m.safetensors").unlink()
+
+
+def asked(question: Question, job: Job, count: int) -> None:
+    for _ in range(count):
+        verifier.ask(question, job)
+
+
+if __name__ == "__main__":
+    main()
