@@ -67,7 +67,7 @@ class Prune(Attack):
 
     Example:
         >>> Prune.preset("layer-90").label()
-        "prune(share=0.9, scope=layer)"
+        'prune(share=0.9, scope=layer)'
     """
 
     name: ClassVar[str] = "prune"
