@@ -237,7 +237,7 @@ class Cell:
         times: dict[bool, list[float]] = {False: [], True: []}
         model.train()
         with SCHEME.attach(model, self.key) as mark:
-            for turn in range(6):
+            for turn in range(4):
                 for batch in batches:
                     for marked in (turn % 2 == 0, turn % 2 == 1):
                         started = time.thread_time()
