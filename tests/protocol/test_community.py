@@ -83,7 +83,7 @@ def test_seven_nodes_two_of_them_byzantine(tmp_path, how):
             "lying": {Code.DISSENT},
             "silent": {Code.ABSENT},
             "copying": {Code.MISMATCH, Code.UNREVEALED, Code.EARLY},
-            "equivocating": {Code.EQUIVOCATION},
+            "equivocating": {Code.EQUIVOCATION, Code.DISSENT},  # the second may come too late
         }[how]
         for result in found.values():
             assert {codes(result)[name] for name in ("node 5", "node 6")} <= expected
