@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--lock", default="dsn")
-    parser.add_argument("--margin", type=float, default=3.0)
+    parser.add_argument("--margin", type=float, default=2.0)
     parser.add_argument("--leaks", type=int, default=10)
     parser.add_argument("--tuned", type=int, default=3)
     parser.add_argument("--trials", type=int, default=20)
