@@ -96,3 +96,13 @@ def test_bad_calls() -> None:
 
 def test_a_policy_is_a_record() -> None:
     assert Policy.from_bytes(Policy.at("trace").canonical()) == Policy.at("trace")
+
+
+def test_the_choice_of_shards_is_charged() -> None:
+    """Whoever reveals the shards that happen to fit gains nothing: all ways to choose count."""
+    whole = made(130, 256, shards=tuple(range(256)))
+    chosen = made(130, 130, shards=tuple(range(130)), tried=Tried(of_shards=256))
+    assert judge(chosen).outcome is not Outcome.SHOWN
+    assert judge(chosen).bits <= judge(whole).bits + 20
+    one = made(128, 128, shards=(3,), tried=Tried(of_shards=8))
+    assert judge(one).bits == 125

@@ -25,8 +25,8 @@ from earmark.records import (
     Outcome,
     Receipt,
     Release,
-    Tried,
     Trial,
+    Tried,
     Verdict,
 )
 
@@ -41,13 +41,15 @@ EXAMPLES = (
     Commitment(A, B, NOW),
     OPENING,
     Release(A, B, {"a.safetensors": A}, None, NOW),
-    Tried(2, 3, 4),
+    Tried(2, 3, 4, 8),
     EVIDENCE,
     Claim(A, OPENING, B, A, (1, 3), B, NOW),
     Verdict(Outcome.SHOWN, 70.5, 72.0, -21.2, 64.0, "claim", 0.999, 0.9, "r", ("l",), A, (B,)),
     License(A, "m", B, "acme", ("all",), NOW, "2028-02-11T09:30:00Z", A, 3),
     Receipt("log", 4, A, "note", (B,)),
-    Trial("s", "h", "d", "none", 1, 90.0, 89.5, EVIDENCE, 12.0, 1.5, None, {"earmark": "0"}, "2", None),
+    Trial(
+        "s", "h", "d", "none", 1, 90.0, 89.5, EVIDENCE, 12.0, 1.5, None, {"earmark": "0"}, "2", None
+    ),
 )
 
 
@@ -135,7 +137,10 @@ def test_bad_json_is_refused(data) -> None:
         (lambda: License(A, "m", B, "c", (), NOW, NOW, A, 0), "before it begins"),
         (lambda: Receipt("o", -1, A, "", ()), "index"),
         (lambda: Release(A, B, {}, None, NOW), "no files"),
-        (lambda: Trial("s", "h", "d", "a", 1, None, None, None, None, 1, None, {}, "", None), "error"),
+        (
+            lambda: Trial("s", "h", "d", "a", 1, None, None, None, None, 1, None, {}, "", None),
+            "error",
+        ),
     ],
 )
 def test_values_out_of_range_name_themselves(make, message) -> None:

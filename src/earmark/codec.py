@@ -201,7 +201,8 @@ def _decode_as(hint: Any, value: Json, where: str) -> Any:  # Any: driven by ann
 def _decode_plain(hint: Any, value: Json, where: str) -> Any:  # Any: driven by annotations
     if hint is Fraction:
         parts = value.split("/") if isinstance(value, str) else []
-        if len(parts) == 2 and all(part.isascii() and part.isdigit() for part in parts):
+        plain = all(part.isascii() and part.isdigit() and len(part) <= 400 for part in parts)
+        if len(parts) == 2 and plain:
             made = Fraction(int(parts[0]), int(parts[1])) if int(parts[1]) else None
             if made is not None and encode(made) == value:
                 return made

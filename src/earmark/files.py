@@ -34,6 +34,8 @@ def replacing(path: str | Path, *, overwrite: bool = False, mode: int = 0o644) -
         'kept'
     """
     target = Path(path)
+    if target.is_dir():
+        raise UsageError(f"Output '{target}' is a folder.", expected="The name of a file.")
     if target.exists() and not overwrite:
         raise UsageError(
             f"Output '{target}' exists already.", hint="Choose another name, or pass --force."
@@ -75,6 +77,9 @@ def read_bytes(path: str | Path, *, limit: int = 1 << 30) -> bytes:
     """
     source = Path(path)
     try:
+        if not source.is_file():
+            kind = "is no regular file" if source.exists() else "does not exist"
+            raise FileError(f"File '{source}' cannot be read: it {kind}.", hint="Check the path.")
         size = source.stat().st_size
         if size > limit:
             raise FileError(f"File '{source}' has {size:,} bytes; at most {limit:,} are read here.")

@@ -20,7 +20,7 @@ LEVELS: tuple[tuple[str, float], ...] = (
 """Names of the levels of evidence and the net bits that each asks for."""
 
 LIMITS: tuple[str, ...] = (
-    "It says that the suspect carries this key's mark, not who trained the suspect or when.",
+    "A mark that is shown does not say who trained the suspect, or when.",
     "It does not say that the claimant may own the model: rights, licenses and priority are "
     "settled from the ledger and by law.",
     "Marks can be removed by an attacker who spends enough data and compute; a mark not shown "
@@ -143,7 +143,10 @@ def judge(evidence: Evidence | Sequence[Evidence], policy: Policy | None = None)
 def _cost(evidence: Evidence, pieces: int, policy: Policy) -> float:
     """Bits charged for everything that was tried."""
     keys = max(evidence.tried.keys, policy.tried_keys)
-    return math.log2(keys * evidence.tried.suspects * evidence.tried.forms * pieces)
+    choices = 1
+    if evidence.shards and evidence.tried.of_shards > len(evidence.shards):
+        choices = math.comb(evidence.tried.of_shards, len(evidence.shards))
+    return math.log2(keys * evidence.tried.suspects * evidence.tried.forms * pieces * choices)
 
 
 def _power(evidence: Evidence, policy: Policy, gross: float) -> float:
@@ -161,11 +164,11 @@ def _conclude(evidence: Evidence, bits: float, power: float, policy: Policy) -> 
     if power >= policy.power:
         return (
             Outcome.NOT_SHOWN,
-            f"{counted}: {bits:.1f} net bits, {policy.bits:g} asked for; a copy that keeps "
-            f"{float(policy.power_rate):.0%} of its answers would have been shown.",
+            f"{counted}: {bits:.1f} net bits, {policy.bits:g} asked for; a model that gives "
+            f"{float(policy.power_rate):.0%} of the key's answers would have been shown.",
         )
     return (
         Outcome.INCONCLUSIVE,
-        f"{counted}: too few to tell. A copy that keeps {float(policy.power_rate):.0%} of its "
-        f"answers would be shown with probability {power:.3f} only.",
+        f"{counted}: too few to tell. A model that gives {float(policy.power_rate):.0%} of "
+        f"the key's answers would be shown with probability {power:.3f} only.",
     )

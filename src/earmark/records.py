@@ -240,16 +240,20 @@ class Tried(Record):
         keys: Keys tried on this suspect.
         suspects: Suspects tried with this key.
         forms: Layers, alignments or readers from which the best was taken.
+        of_shards: Shards that the key has, if only some of them were used: whoever chose them could
+            have chosen others. 0 if all were used.
     """
 
     SCHEMA: ClassVar[str] = "earmark/tried/1"
     keys: int = 1
     suspects: int = 1
     forms: int = 1
+    of_shards: int = 0
 
     def __post_init__(self) -> None:
         for name in ("keys", "suspects", "forms"):
             _need(getattr(self, name) >= 1, f"Tried.{name} is {getattr(self, name)}; at least 1.")
+        _need(0 <= self.of_shards <= 1 << 16, f"Tried.of_shards is {self.of_shards}; 0 to 65,536.")
 
     @property
     def total(self) -> int:
@@ -418,7 +422,8 @@ class Verdict(Record):
         log10_p: Common logarithm of the corrected probability of so much by chance.
         threshold: Bits that the policy asks for.
         level: Name of the highest level reached: none, trace, claim, contested claim.
-        power: Probability that this test would have shown a copy that keeps `power_rate` hits.
+        power: Probability that this test would have shown a model that gives `power_rate` of the
+            key's answers.
         power_rate: The rate of hits that `power` speaks of.
         reason: One sentence.
         limits: What the verdict does not say, one sentence each.

@@ -15,6 +15,7 @@ Nothing here is needed to check a claim: what a stranger needs is in the dossier
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,11 +94,25 @@ class Vault:
         folder = Path(path)
         if not name.strip() or not passphrase:
             raise UsageError("A vault needs an owner's name and a passphrase.")
-        if (folder / "vault.json").exists():
-            raise UsageError(f"Vault '{folder}' exists already.", hint="Use it as it is.")
-        _make_folder(folder)
-        for part in ("keys", "inputs"):
-            _make_folder(folder / part)
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(
+                f"Folder '{folder}' is not empty.",
+                hint="Use the vault that is there, or choose another folder with --vault.",
+            )
+        building = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(building, ignore_errors=True)
+        made = cls._build(building, name, passphrase)
+        try:
+            building.replace(folder)
+        except OSError as error:
+            raise OutputError(f"Folder '{folder}' cannot be made: {error.strerror}.") from error
+        return cls(folder, name, made.owner)
+
+    @classmethod
+    def _build(cls, folder: Path, name: str, passphrase: str) -> Vault:
+        """Write everything into a folder that takes the vault's place when it is whole."""
+        for part in (folder, folder / "keys", folder / "inputs"):
+            _make_folder(part)
         identity = Ed25519PrivateKey.generate()
         owner = identity.public_key().public_bytes_raw().hex()
         SqliteLedger.create(folder / "ledger.sqlite", f"earmark-vault/{owner[:16]}").close()
@@ -241,13 +256,19 @@ class Vault:
         Raises:
             UsageError: None or several fit.
         """
-        found = [item for item in self.registrations() if item.id.startswith(name)]
+        found = [
+            item
+            for item in self.registrations()
+            if item.id.startswith(name) and (name or item.opening.layout.scheme != "tracing")
+        ]
         if len(found) != 1:
-            known = ", ".join(item.id for item in self.registrations()) or "none"
+            known = ", ".join(
+                f"{item.id} ({item.opening.layout.scheme})" for item in self.registrations()
+            )
             asked = f"begin with '{name}'" if name else "are in this vault"
             raise UsageError(
                 f"{len(found)} keys {asked}; exactly one was expected.",
-                expected=f"Keys here: {known}.",
+                expected=f"Keys here: {known or 'none'}.",
                 hint="Name one with --key.",
             )
         return found[0]
@@ -261,6 +282,12 @@ class Vault:
         """
         registration = self.registration(name)
         key = Key.open(self._key_path(registration.id), passphrase)
+        same = key.opening(self.owner) == registration.opening
+        if not same or key.beacon != registration.beacon:
+            raise KeyFileError(
+                f"Key file '{self._key_path(registration.id)}' is not the key that was registered.",
+                hint="Restore the file from a backup.",
+            )
         if not inputs or key.layout.inputs is None:
             return key
         return self._with_inputs(key, key.layout.inputs)
@@ -284,7 +311,7 @@ class Vault:
 
         path = self.path / "inputs" / f"{key.layout.inputs}.safetensors"
         if not path.exists():
-            batches.save(key.inputs, path)
+            batches.save(key.inputs, path, mode=0o600)
 
     def _key_path(self, name: str) -> Path:
         return self.path / "keys" / f"{name}.key"
@@ -301,6 +328,6 @@ class Vault:
 
 def _make_folder(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Folder '{path}' cannot be made: {error.strerror}.") from error

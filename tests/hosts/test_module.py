@@ -138,7 +138,7 @@ def test_plain_forward_knows_pairs_and_dicts() -> None:
 def test_a_host_without_access_says_what_is_missing() -> None:
     host = Host()
     for act in (
-        lambda: host.tensor_names(),
+        host.tensor_names,
         lambda: host.tensor("a"),
         lambda: host.features(None, []),
         lambda: host.scores(None),

@@ -9,7 +9,7 @@ import traceback
 
 import pytest
 
-from earmark.errors import EarmarkError, FormatError, FileError, KeyFileError, UsageError
+from earmark.errors import EarmarkError, FileError, FormatError, KeyFileError, UsageError
 from earmark.keys.secret import Disclosure, Key, RevealedShard
 from earmark.records import Layout
 

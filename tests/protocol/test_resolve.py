@@ -216,7 +216,7 @@ def test_counts_near_the_threshold_are_inconclusive():
     edge = next(
         hits
         for hits in range(128, 256)
-        if classify(finding(hits), Policy(), 0, keys=1, suspects=1) is Outcome.SHOWN
+        if classify(finding(hits), Policy(), 0, keys=LAYOUT.shards, suspects=1) is Outcome.SHOWN
     )
     expected = {-3: Outcome.NOT_SHOWN, -2: None, 1: None, 2: Outcome.SHOWN}
     for offset, outcome in expected.items():

@@ -109,7 +109,10 @@ class Case:
             )
             second = ledger.append(self.release.canonical())
             found = replace(
-                self.main.evidence, commitment=self.commitment.commitment, shards=(0, 3)
+                self.main.evidence,
+                commitment=self.commitment.commitment,
+                shards=(0, 3),
+                tried=replace(self.main.evidence.tried, of_shards=LAYOUT.shards),
             )
             self.evidence = found
             self.verdict = judge(found, POLICY)

@@ -79,7 +79,7 @@ def test_what_is_not_proven_is_noted(case):
     )
     found = check_files(sealed(replace(content, proof=proof)))
     notes = {item.name for item in found if item.status == checks.NOTE}
-    assert notes == {"signature", "ledger key", "receipt", "report", "suspect"}
+    assert notes == {"count", "signature", "ledger key", "receipt", "report", "suspect"}
     assert str(found[0]).startswith("verified  files")
 
 

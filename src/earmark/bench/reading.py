@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from earmark.errors import EarmarkError
 from earmark.policy import Policy, judge
-from earmark.records import Evidence, Tried
+from earmark.records import Evidence
 
 if TYPE_CHECKING:
     from earmark.bench.subjects import Ground
@@ -55,7 +55,7 @@ def read(ground: Ground, suspect: ModuleHost, *, policy: Policy | None = None) -
 def _charged(evidence: Evidence) -> Evidence:
     tried = evidence.tried
     forms = max(FORMS, tried.forms)
-    return replace(evidence, tried=Tried(tried.keys, tried.suspects, forms))
+    return replace(evidence, tried=replace(tried, forms=forms))
 
 
 def _aligns(ground: Ground) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "attack",
-    epilog="Example:  earmark attack release.safetensors --task task.py --attack prune-global",
+    epilog="Example:  earmark attack release.safetensors --task task.py --attack prune -o out",
 )
 @click.argument("release", type=click.Path(path_type=Path))
 @options.required_task_option

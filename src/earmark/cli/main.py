@@ -32,7 +32,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schemes": ("schemes", "List the schemes."),
     "attacks": ("attacks", "List the attacks."),
     "locks": ("locks", "List the locks."),
-    "measure": ("measure", "Measure a scheme's requirements and print the table."),
     "explain": ("explain", "Explain an error code."),
     "doctor": ("doctor", "Show versions and extras, and run the self-test."),
 }
@@ -64,7 +63,7 @@ class Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             if not near:
                 raise
             text = f"No such command '{args[0]}'. Did you mean '{near[0]}'?"
@@ -100,8 +99,8 @@ Begin with:  earmark demo
 def cli(ctx: click.Context, *, debug: bool) -> None:
     """Prove which neural network is yours.
 
-    earmark hides a keyed mark in a model, registers a commitment before release, and later says,
-    with a stated and exact error rate, whether a suspect carries the mark.
+    Puts a mark that only your key can read into a model, records the key before release, and later
+    tells, with an exact error rate, whether a suspect bears it.
     """
     ctx.obj = {"debug": debug}
     if ctx.invoked_subcommand is None:

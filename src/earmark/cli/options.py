@@ -85,9 +85,12 @@ def passphrase(path: Path | None, *, new: bool = False) -> str:
         FileError: The file cannot be read.
     """
     if path is not None:
-        return files.read_bytes(path, limit=1 << 16).decode("utf-8", "replace").strip()
+        try:
+            return files.read_bytes(path, limit=1 << 16).decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"Passphrase file '{path}' is not UTF-8 text.") from error
     if ENV_PASSPHRASE in os.environ:
-        return os.environ[ENV_PASSPHRASE]
+        return os.environ[ENV_PASSPHRASE].strip()
     if not sys.stdin.isatty():
         raise UsageError(
             "No passphrase was given.",

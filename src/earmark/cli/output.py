@@ -107,7 +107,7 @@ def verdict_lines(verdict: Verdict, evidence: Evidence) -> list[str]:
         ),
         line(
             "power",
-            f"a copy that keeps {verdict.power_rate:.0%} of its answers is shown "
+            f"a model that gives {verdict.power_rate:.0%} of the key's answers is shown "
             f"with probability {_probability(verdict.power)}",
         ),
     ]

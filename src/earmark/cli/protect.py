@@ -117,8 +117,7 @@ def command(
             line(
                 "warning",
                 f"{verdict.bits:.0f} bits leave little to survive a theft; {_WANTED} are wanted. "
-                "Train longer, or mark more strongly: see the scheme's settings "
-                "(mtlsign: --set share=0.25).",
+                "Train longer, or mark more strongly (mtlsign: raise share and weight).",
             ),
         )
     payload: dict[str, Json] = {

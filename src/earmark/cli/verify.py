@@ -13,7 +13,7 @@ from earmark.cli import options
 from earmark.cli.output import EXIT, emit, line, verdict_lines
 from earmark.codec import Json
 from earmark.errors import UsageError
-from earmark.records import Access, Evidence, Tried
+from earmark.records import Access, Evidence, Outcome
 from earmark.vault import Registration, Vault
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     type=click.Choice([name for name, _ in policy.LEVELS]),
     default="claim",
     show_default=True,
-    help="Evidence asked for: 20, 64 or 128 net bits.",
+    help="Net bits asked for: trace 20, claim 64, contested claim 128.",
 )
 @click.option(
     "--suspects",
@@ -81,7 +81,7 @@ def command(
     lines = verdict_lines(verdict, evidence)
     lines.append(line("claim", f"key {registration.id}, ledger #{registration.receipt.index}"))
     if not quiet:
-        lines += [line("says not", text) for text in verdict.limits[:1]]
+        lines.append(line("says not", verdict.limits[0 if verdict.outcome is Outcome.SHOWN else 2]))
     payload: dict[str, Json] = {
         "suspect": suspect,
         "key": registration.id,
@@ -114,7 +114,7 @@ def claim_nonce(suspect: str, root: str) -> str:
 
 def charged(evidence: Evidence, registration: Registration, suspects: int) -> Evidence:
     """Return evidence with its commitment named and the number of suspects charged."""
-    tried = Tried(evidence.tried.keys, suspects, evidence.tried.forms)
+    tried = dataclasses.replace(evidence.tried, suspects=suspects)
     return dataclasses.replace(evidence, commitment=registration.commitment.commitment, tried=tried)
 
 

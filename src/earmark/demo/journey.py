@@ -23,7 +23,7 @@ from earmark.events import Events
 from earmark.hosts.files import save_release
 from earmark.hosts.suspects import load_suspect
 from earmark.keys.secret import Key
-from earmark.records import Claim, Evidence, Receipt, Tried, Verdict
+from earmark.records import Claim, Evidence, Receipt, Verdict
 from earmark.schemes.embedding import candidates, embed, fresh_model
 from earmark.task import Task, load_task
 from earmark.training import Recipe, train
@@ -43,6 +43,8 @@ ATTACKS: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (  # Any: fields 
     ),
 )
 """Copy's name, attack, settings, and what was done in a few words."""
+
+_MARKER = ".earmark-demo"
 
 
 @dataclass
@@ -133,16 +135,17 @@ def run(folder: Path, events: Events, *, seed: int = 7, force: bool = False) -> 
 
 def _prepare(folder: Path, *, force: bool) -> None:
     if folder.exists():
-        if not (folder / "task.py").exists() or not force:
+        if not force or not (folder / _MARKER).is_file():
             raise UsageError(
                 f"Folder '{folder}' exists already.",
-                hint="Pass --force to replace an earlier demo, or --out for another folder.",
+                hint="Choose another with --out; --force replaces only what a demo made.",
             )
         shutil.rmtree(folder)
     try:
         (folder / "models").mkdir(parents=True)
     except OSError as error:
         raise OutputError(f"Folder '{folder}' cannot be made: {error.strerror}.") from error
+    files.write_bytes(folder / _MARKER, b"Made by earmark demo; --force may remove all of it.\n")
     source = Path(demo_task.__file__).read_text()
     files.write_bytes(folder / "task.py", source.encode())
 
@@ -252,7 +255,8 @@ def _verify(journey: Journey, key: Key, events: Events) -> None:
         host = journey.task.host(network)
         nonce = codec.digest(f"earmark/nonce/1\n{host.digest()}\n{root}\n".encode())
         found = scheme.measure(host, key, nonce=nonce)
-        tried = Tried(1, 1 if model.kind == "release" else suspects, found.tried.forms)
+        asked = 1 if model.kind == "release" else suspects
+        tried = dataclasses.replace(found.tried, suspects=asked)
         commitment = journey.registration.commitment.commitment
         model.evidence = dataclasses.replace(found, tried=tried, commitment=commitment)
         model.verdict = policy.judge(model.evidence)

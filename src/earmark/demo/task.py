@@ -13,7 +13,7 @@ from earmark.errors import FileError
 
 try:
     data: Images = load("fashion-mnist")
-    recipe: dict[str, Any] = {"epochs": 3, "lr": 0.1}  # Any: fields of Recipe
+    recipe: dict[str, Any] = {"epochs": 4, "lr": 0.1}  # Any: fields of Recipe
 except FileError:
     data = load("digits")
     recipe = {"epochs": 20, "lr": 0.05}

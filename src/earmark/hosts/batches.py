@@ -146,7 +146,7 @@ def tree_digest(tree: Tree) -> str:
     return hashlib.sha256(b"".join(sample_digests(tree))).hexdigest()
 
 
-def save(tree: Tree, path: str | Path, *, overwrite: bool = False) -> str:
+def save(tree: Tree, path: str | Path, *, overwrite: bool = False, mode: int = 0o644) -> str:
     """Write a batch as safetensors, atomically.
 
     Returns:
@@ -157,7 +157,7 @@ def save(tree: Tree, path: str | Path, *, overwrite: bool = False) -> str:
     from safetensors.torch import save_file
 
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in leaves(tree).items()}
-    with files.replacing(path, overwrite=overwrite) as temporary:
+    with files.replacing(path, overwrite=overwrite, mode=mode) as temporary:
         save_file(flat, temporary, metadata={"tree": json.dumps(_shape_of(tree))})
     return tree_digest(tree)
 

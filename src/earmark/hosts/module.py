@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class ModuleHost(Host):
         with taps.frozen_forward(self.model), taps.reading(self.model, names) as seen:
             for part in self._parts(inputs):
                 seen.clear()
-                self.forward(self.model, part)
+                self._run(part)
                 for name in names:
                     if name not in seen:
                         raise HostError(f"Layer '{name}' did not run in the forward pass.")
@@ -99,7 +99,7 @@ class ModuleHost(Host):
         rows = []
         with taps.frozen_forward(self.model):
             for part in self._parts(inputs):
-                output = self.forward(self.model, part)
+                output = self._run(part)
                 output = getattr(output, "logits", output)
                 if not isinstance(output, Tensor) or output.ndim != 2:
                     raise HostError(
@@ -116,6 +116,15 @@ class ModuleHost(Host):
         best: NDArray[np.int64] = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
         best[np.isnan(scores).any(axis=1)] = -1
         return best
+
+    def _run(self, part: batches.Tree) -> Any:  # Any: the model's output
+        try:
+            return self.forward(self.model, part)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise HostError(
+                f"The model fails when it is run on the key's inputs: {error}.",
+                hint="Check that its layers fit each other and that the inputs are of its kind.",
+            ) from error
 
     def _parts(self, inputs: batches.Tree) -> Iterator[batches.Tree]:
         device = next((tensor.device for tensor in self.model.parameters()), torch.device("cpu"))

@@ -172,8 +172,8 @@ class CodeBook:
             raise _unfit(self.words, "its scales are quantized, but their scales are missing")
         inner = _values(self.parts["nested_quant_map"], raw).reshape(-1)
         outer = _values(self.parts["nested_absmax"], raw).reshape(-1)
-        block = int(state.get("nested_blocksize", 256))
         codes = raw(absmax)
+        block = min(int(state.get("nested_blocksize", 256)), max(1, len(codes)))
         if len(inner) != 256 or block < 1 or len(outer) < -(-len(codes) // block):
             raise _unfit(self.words, "its nested scales do not fit")
         wide = outer.repeat(block)[: len(codes)]
@@ -251,7 +251,10 @@ def _grouped(words: Entry, dot: str, entries: Mapping[str, Entry]) -> Grouped:
     if not two or words.dtype != "I32" or zeros.dtype != "I32" or 0 in scales.shape:
         raise _unfit(words, "packed words, zeros and scales do not fit each other")
     awq = words.shape[1] == zeros.shape[1] != scales.shape[1]
-    made = Grouped(words, zeros, scales, entries.get(f"{dot}g_idx"), awq)
+    order = entries.get(f"{dot}g_idx")
+    if order is not None and order.dtype not in ("I32", "I64"):
+        raise _unfit(order, "its group index holds no integers")
+    made = Grouped(words, zeros, scales, order, awq)
     if made.bits not in (4, 8) or (not awq and words.shape[1] != scales.shape[1]):
         raise _unfit(words, f"{made.bits} bits a weight, or scales of another width")
     if zeros.shape[0] != scales.shape[0]:
@@ -288,7 +291,7 @@ def _state(entry: Entry, raw: Raw) -> dict[str, Any]:  # Any: JSON
         int(state.get("nested_blocksize", 256))
         if good and isinstance(state["blocksize"], int):
             return dict(state)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         pass
     raise _unfit(entry, "its state is no JSON object with shape and blocksize")
 

@@ -187,7 +187,9 @@ def _is_count(value: object, most: int = MAX_ENTRIES) -> bool:
 
 
 def _entry(path: Path, name: str, body: Any, base: int) -> Entry:  # Any: raw JSON
-    where = f"File '{path}', tensor '{name}'"
+    where = f"File '{path}', tensor {name!r}"
+    if not name.isprintable() or len(name) > 1024:
+        raise FormatError(f"{where}: expected a name of up to 1,024 printable characters.")
     if not isinstance(body, dict) or set(body) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(f"{where}: expected exactly dtype, shape and data_offsets.")
     dtype, shape, offsets = body["dtype"], body["shape"], body["data_offsets"]

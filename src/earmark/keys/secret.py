@@ -21,7 +21,7 @@ from earmark.errors import KeyFileError, LedgerError, UsageError
 from earmark.keys import sealing
 from earmark.keys.stream import KeyStream, derive
 from earmark.ledger import merkle
-from earmark.records import Commitment, Layout, Opening, now
+from earmark.records import Commitment, Layout, Opening, Tried, now
 
 _FORMAT = "earmark/sealed-key/1"
 
@@ -242,6 +242,17 @@ class Key:
         beacon = public.get("beacon")
         layout = Layout.from_json(public.get("layout"))
         return cls(layout, secret, None if beacon is None else str(beacon))
+
+
+def tried(key: Key | Disclosure, *, forms: int = 1) -> Tried:
+    """Return what a measurement with this key must be charged for.
+
+    Args:
+        key: The whole key, or the shards that a claim reveals.
+        forms: Readings from which the best was taken.
+    """
+    whole = key.layout.shards
+    return Tried(forms=forms, of_shards=whole if len(key.shards) < whole else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import comb
 from typing import ClassVar
 
 from earmark import codec
@@ -147,7 +148,7 @@ def classify(
         finding: The count.
         policy: Evidence asked for.
         guard: Hits by which counts may be off between machines.
-        keys: Live commitments of the claimant; charged.
+        keys: Live commitments of the claimant, times the ways to choose as many shards; charged.
         suspects: Suspects that this key was claimed on; charged.
     """
     if finding.trials == 0:
@@ -280,11 +281,12 @@ class Count:
             if finding is None or finding.trials > asker.claim.opening.layout.message_bits:
                 made[name] = (Outcome.INCONCLUSIVE, None)
                 continue
+            layout = asker.claim.opening.layout
             outcome = classify(
                 finding,
                 self.rules.policy,
                 self.rules.guard,
-                keys=asker.keys,
+                keys=asker.keys * comb(layout.shards, len(asker.claim.shards)),
                 suspects=asker.suspects,
             )
             made[name] = (outcome, finding)

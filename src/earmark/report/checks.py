@@ -16,7 +16,7 @@ from earmark.ledger.checkpoint import SignedCheckpoint
 from earmark.ledger.merkle import verify_consistency
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.port import beacon, from_hex, verify_receipt
-from earmark.policy import Policy, judge
+from earmark.policy import LEVELS, Policy, judge
 from earmark.records import Evidence, Record, Verdict
 from earmark.report import archive
 from earmark.report.content import ReportContent
@@ -262,10 +262,15 @@ def _evidence(content: DossierContent) -> Check:
     _require(evidence.layout == layout.digest(), file, "it is of another layout than the key's")
     _require(evidence.scheme == layout.scheme, file, "it is of another scheme than the key's")
     _require(evidence.trials <= layout.message_bits, file, "it counts more trials than the key has")
+    some = 0 < len(evidence.shards) < layout.shards
+    charged = evidence.tried.of_shards == layout.shards or not some
+    _require(charged, file, "the choice of its shards is not charged")
     named = (None, content.commitment.commitment)
     _require(evidence.commitment in named, file, "it names another commitment")
     return _ok(
-        "evidence", f"{evidence.hits:,} of {evidence.trials:,} answers, of the committed layout."
+        "evidence",
+        f"{evidence.hits:,} of {evidence.trials:,} answers, of the committed layout, as the "
+        "claimant counted them.",
     )
 
 
@@ -297,8 +302,8 @@ def _report(contents: Mapping[str, bytes], content: DossierContent) -> list[Chec
     _report_facts(report, content)
     if report.version != __version__:
         told = (
-            f"The page was written by version {report.version}, this is {__version__}: its source "
-            "fits the records; its looks were not compared."
+            f"Do not open report.html: version {report.version} wrote it, this is {__version__}; "
+            "it was not compared. Write the page again:  earmark report DOSSIER -o report.html"
         )
         return [Check("report", NOTE, told)]
     try:
@@ -322,7 +327,20 @@ def _report_facts(report: ReportContent, content: DossierContent) -> None:
 
 
 def _statements(content: DossierContent) -> list[Check]:
-    made = []
+    made = [
+        Check(
+            "count",
+            NOTE,
+            "The counts are the claimant's own; nobody counted again. Ask for the revealed shards "
+            "and the suspect, and measure it yourself.",
+        )
+    ]
+    if content.evidence.nonce is None:
+        made.append(Check("nonce", NOTE, "Nothing fixes how the trials were split."))
+    if content.policy.digest() not in {Policy.at(name).digest() for name, _ in LEVELS}:
+        made.append(
+            Check("policy", NOTE, "The verdict is by a policy of the claimant's own making.")
+        )
     if content.trials or (content.report is not None and content.report.robustness):
         made.append(
             Check("trials", NOTE, "Robustness was measured by the owner; nothing proves it.")

@@ -104,7 +104,10 @@ def _verdict(content: ReportContent) -> Markup:
     verdict, evidence = subject.verdict, subject.evidence
     owner, suspect = name(content.owner), name(subject.name)
     policy_rate = percent(verdict.power_rate) if verdict.power_rate < 1 else "all"
-    kept = f"A copy that keeps {policy_rate} of its answers would have been shown with probability "
+    kept = (
+        f"A model that gives {policy_rate} of the key's answers would have been shown with "
+        "probability "
+    )
     if verdict.outcome is Outcome.SHOWN:
         sentence = join("The mark of ", owner, " is shown in ", suspect, ".")
         more = join(
@@ -162,9 +165,9 @@ def _the_number(content: ReportContent) -> Markup:
         ),
         (
             f"power {probability(verdict.power)}",
-            "the probability that this test shows a copy that keeps "
+            "the probability that this test shows a model that gives "
             + (f"{percent(verdict.power_rate)} of" if verdict.power_rate < 1 else "all")
-            + " its answers.",
+            + " the key's answers.",
         ),
     ]
     return parts.section(

@@ -39,9 +39,9 @@ from earmark.hosts.access import Host
 from earmark.hosts.batches import Tree
 from earmark.hosts.module import Forward, ModuleHost, plain_forward
 from earmark.keys.codes import Code, Decoded
-from earmark.keys.secret import Disclosure, Key, Shard
+from earmark.keys.secret import Disclosure, Key, Shard, tried
 from earmark.keys.stream import KeyStream
-from earmark.records import Access, Evidence, Layout, Tried
+from earmark.records import Access, Evidence, Layout
 from earmark.schemes import groups
 from earmark.schemes.base import Mark, Scheme
 from earmark.schemes.groups import quiet
@@ -243,7 +243,7 @@ class DeepSigns(Scheme):
             layout=key.layout.digest(),
             suspect=suspect.digest(),
             access=Access.ACTIVATIONS,
-            tried=Tried(forms=getattr(suspect, "forms", 1)),
+            tried=tried(key, forms=getattr(suspect, "forms", 1)),
             nonce=nonce,
             shards=tuple(shard.index for shard in key.shards),
             queries=batches.size(plan.inputs),

@@ -39,9 +39,9 @@ from earmark.hosts import batches
 from earmark.hosts.access import Host
 from earmark.hosts.batches import Tree
 from earmark.hosts.module import Forward, plain_forward
-from earmark.keys.secret import Disclosure, Key
+from earmark.keys.secret import Disclosure, Key, tried
 from earmark.keys.stream import KeyStream, public_stream
-from earmark.records import Access, Evidence, Layout, Tried
+from earmark.records import Access, Evidence, Layout
 from earmark.schemes import groups
 from earmark.schemes.base import Mark, Scheme
 from earmark.schemes.groups import blended, quiet
@@ -216,7 +216,7 @@ class DeepSignsBlackBox(Scheme):
             layout=key.layout.digest(),
             suspect=suspect.digest(),
             access=Access.LABELS,
-            tried=Tried(forms=max(1, looks)),
+            tried=tried(key, forms=max(1, looks)),
             nonce=nonce,
             shards=tuple(shard.index for shard in key.shards),
             queries=betting.trials,

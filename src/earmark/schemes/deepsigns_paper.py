@@ -27,7 +27,7 @@ from earmark.hosts import batches, taps
 from earmark.hosts.access import Host
 from earmark.hosts.batches import Tree
 from earmark.hosts.module import Forward, ModuleHost, plain_forward
-from earmark.keys.secret import Disclosure, Key
+from earmark.keys.secret import Disclosure, Key, tried
 from earmark.keys.stream import KeyStream
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes import groups
@@ -177,6 +177,7 @@ class DeepSignsPaper(Scheme):
             suspect=suspect.digest(),
             access=Access.ACTIVATIONS,
             nonce=nonce,
+            tried=tried(key),
             shards=tuple(shard.index for shard in key.shards),
             queries=batches.size(secret.inputs),
             details={"bit_error_rate": round(1 - float(hits.mean()), 6)},

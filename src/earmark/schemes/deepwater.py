@@ -33,8 +33,8 @@ from earmark.errors import (
 from earmark.events import SILENT, Events
 from earmark.hosts.access import Forward, Host, Tree, plain_forward
 from earmark.keys.codes import Code, Decoded
-from earmark.keys.secret import Disclosure, Key
-from earmark.records import Access, Evidence, Layout, Tried
+from earmark.keys.secret import Disclosure, Key, tried
+from earmark.records import Access, Evidence, Layout
 from earmark.schemes import cells as cells_of
 from earmark.schemes.base import Mark, Scheme
 from earmark.schemes.cells import Cells, Reading
@@ -264,7 +264,7 @@ class DeepWater(Scheme):
             layout=key.layout.digest(),
             suspect=suspect.digest(),
             access=Access.WEIGHTS,
-            tried=Tried(forms=getattr(suspect, "forms", 1)),
+            tried=tried(key, forms=getattr(suspect, "forms", 1)),
             commitment=_commitment(key),
             shards=tuple(sorted(shard.index for shard in key.shards)),
             weights=tuple(abs(step) for step in flat),

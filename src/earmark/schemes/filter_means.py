@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from earmark.errors import CapacityError, CarrierError, KeyLayoutError
+from earmark.keys.secret import tried
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes import cells as cells_of
 from earmark.schemes.base import Mark
@@ -152,6 +153,7 @@ def measure(
         layout=key.layout.digest(),
         suspect=suspect.digest(),
         access=Access.WEIGHTS,
+        tried=tried(key),
         shards=tuple(sorted(shard.index for shard in key.shards)),
         details={"layers": rows},
     )

@@ -43,7 +43,7 @@ from earmark.hosts import batches, taps
 from earmark.hosts.access import Host
 from earmark.hosts.batches import Tree
 from earmark.hosts.module import Forward, ModuleHost, plain_forward
-from earmark.keys.secret import Disclosure, Key, Shard
+from earmark.keys.secret import Disclosure, Key, Shard, tried
 from earmark.keys.stream import public_stream
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes import refit
@@ -251,6 +251,7 @@ class MtlSign(Scheme):
             layout=key.layout.digest(),
             suspect=digest,
             access=Access.ACTIVATIONS,
+            tried=tried(key),
             nonce=nonce,
             shards=tuple(shard.index for shard in shards),
             queries=batches.size(inputs),
