@@ -39,10 +39,10 @@ def story(town, tmp_path, *, false=True):
     found = {}
     if false:
         innocent = packed(trained(7), tmp_path, "innocent")
-        found["innocent"] = town.result(owner.claim(innocent, (0, 1, 2)))
+        found["innocent"] = town.result(owner.claim(innocent, (0, 1, 2, 3)))
     found |= {
-        "thief": town.result(thief.claim(suspect, (0, 1, 2))),
-        "owner": town.result(owner.claim(suspect, (3, 4, 5))),
+        "thief": town.result(thief.claim(suspect, (0, 1, 2, 3))),
+        "owner": town.result(owner.claim(suspect, (4, 5, 6, 7))),
     }
     return found, town.resolution()
 

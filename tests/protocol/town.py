@@ -29,7 +29,7 @@ from earmark.protocol.resolve import resolve_history
 from earmark.protocol.rules import Rules
 from earmark.schemes.deepwater import DeepWater
 
-SCHEME = DeepWater(weights_per_bit=48, margin=3.5)
+SCHEME = DeepWater(weights_per_bit=64, margin=3.5)
 
 
 @functools.cache
