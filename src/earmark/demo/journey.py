@@ -44,6 +44,8 @@ ATTACKS: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (  # Any: fields 
 )
 """Copy's name, attack, settings, and what was done in a few words."""
 
+SETTINGS: Mapping[str, Any] = {"triggers": 1024, "share": 0.0625}  # Any: fields of MtlSign
+"""Half the default triggers: so short a training shows each of them some fifteen times."""
 _MARKER = ".earmark-demo"
 
 
@@ -111,7 +113,7 @@ def run(folder: Path, events: Events, *, seed: int = 7, force: bool = False) -> 
     word = secrets.token_urlsafe(12)
     files.write_bytes(folder / "passphrase.txt", word.encode() + b"\n", mode=0o600)
     vault = Vault.create(folder / "vault", name="Demo owner", passphrase=word)
-    scheme = registry.scheme("mtlsign")
+    scheme = registry.scheme("mtlsign", **SETTINGS)
     inputs = candidates(task, most=scheme.inputs_wanted(), seed=secrets.randbelow(1 << 31))
     new = scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
     key, registration = vault.commit(new, word, note="release.safetensors")
@@ -165,7 +167,7 @@ def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events,
         (name, "innocent", done, pool.submit(innocent, folder, name, seed))
         for name, done in INNOCENTS.items()
     ]
-    scheme = registry.scheme("mtlsign")
+    scheme = registry.scheme("mtlsign", **SETTINGS)
     trained = embed(task, scheme, key, seed=seed, events=events, label="train with the mark")
     save_release(trained.model, path)
     digests = {path.name: files.file_digest(path)}
