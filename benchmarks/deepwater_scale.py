@@ -5,8 +5,8 @@ with random weights whose spread and tails are like those of trained ones. Every
 process of its own, whose peak memory is recorded; files are put out of the page cache before each
 reading.
 
-    python benchmarks/deepwater_scale.py --folder /tmp/scale
-    python benchmarks/deepwater_scale.py --folder /tmp/scale --layers 2 --repeat 1
+    python benchmarks/deepwater_scale.py --folder scale
+    python benchmarks/deepwater_scale.py --folder scale --layers 2 --repeat 1
 """
 
 from __future__ import annotations
