@@ -91,11 +91,11 @@ def command(
         from earmark.hosts.files import save_release
 
         trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, bars)
-        evidence = scheme.measure(task.host(trained.model), key)
-        verdict = policy.judge(evidence)
-        utility = task.evaluate(trained.model)
         save_release(trained.model, probe)
-        registration = vault.release(registration, {output.name: files.file_digest(probe)})
+    registration = vault.release(registration, {output.name: files.file_digest(output)})
+    evidence = scheme.measure(task.host(trained.model), key)
+    verdict = policy.judge(evidence)
+    utility = task.evaluate(trained.model)
     lines = [
         line("scheme", f"{scheme_name}  ({', '.join(key.layout.carrier)})"),
         line("key", f"{registration.id}  (sealed in {vault.path / 'keys'}; back it up now)"),
