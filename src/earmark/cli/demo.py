@@ -57,8 +57,8 @@ def command(*, folder: Path, force: bool, show_task: bool, quiet: bool, as_json:
                 "name": model.name,
                 "kind": model.kind,
                 "utility": model.utility,
-                "evidence": model.evidence.to_json() if model.evidence else None,
-                "verdict": model.verdict.to_json() if model.verdict else None,
+                "evidence": model.evidence.to_json() if model.evidence is not None else None,
+                "verdict": model.verdict.to_json() if model.verdict is not None else None,
             }
             for model in journey.models
         ],
@@ -72,9 +72,9 @@ def _lines(journey: Journey, report: Path, dossier: Path) -> list[str]:
             model.name,
             model.done,
             f"{model.utility:.2f}",
-            f"{model.evidence.hits}/{model.evidence.trials}" if model.evidence else "",
-            f"{model.verdict.bits:.1f}" if model.verdict else "",
-            model.verdict.outcome.value if model.verdict else "",
+            f"{model.evidence.hits}/{model.evidence.trials}" if model.evidence is not None else "",
+            f"{model.verdict.bits:.1f}" if model.verdict is not None else "",
+            model.verdict.outcome.value if model.verdict is not None else "",
         ]
         for model in journey.models
     ]
