@@ -49,6 +49,13 @@ SETTINGS: Mapping[str, Any] = {"triggers": 1024, "share": 0.0625}  # Any: fields
 _MARKER = ".earmark-demo"
 
 
+def settings_for(task: Task) -> Mapping[str, Any]:  # Any: fields of MtlSign
+    """Return the scheme's settings: stronger ones where the small digits stand in."""
+    if "digits" in task.name:
+        return {"triggers": 512, "share": 0.25, "weight": 0.2}
+    return SETTINGS
+
+
 @dataclass
 class Model:
     """One model of the journey.
@@ -113,7 +120,7 @@ def run(folder: Path, events: Events, *, seed: int = 7, force: bool = False) -> 
     word = secrets.token_urlsafe(12)
     files.write_bytes(folder / "passphrase.txt", word.encode() + b"\n", mode=0o600)
     vault = Vault.create(folder / "vault", name="Demo owner", passphrase=word)
-    scheme = registry.scheme("mtlsign", **SETTINGS)
+    scheme = registry.scheme("mtlsign", **settings_for(task))
     inputs = candidates(task, most=scheme.inputs_wanted(), seed=secrets.randbelow(1 << 31))
     new = scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
     key, registration = vault.commit(new, word, note="release.safetensors")
@@ -167,7 +174,7 @@ def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events,
         (name, "innocent", done, pool.submit(innocent, folder, name, seed))
         for name, done in INNOCENTS.items()
     ]
-    scheme = registry.scheme("mtlsign", **SETTINGS)
+    scheme = registry.scheme("mtlsign", **settings_for(task))
     trained = embed(task, scheme, key, seed=seed, events=events, label="train with the mark")
     save_release(trained.model, path)
     digests = {path.name: files.file_digest(path)}
