@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
+from math import log10
 
 import pytest
 
@@ -13,6 +14,7 @@ from earmark.errors import UsageError
 from earmark.policy import Policy, judge
 from earmark.report import Event, Subject, render, render_battery, write_page
 from earmark.report.timeline import moments
+from earmark.stats import one_in
 
 VOID = {"meta", "br"}
 ALLOWED = frozenset(
@@ -131,7 +133,7 @@ def test_the_order_of_the_page(case):
     text = found.text
     places = [
         text.index("The mark of Acme Research is shown in leak.safetensors"),
-        text.index("1 in "),
+        text.index(one_in(case.verdict.log10_p / log10(2), plain=False).split("·")[0]),
         text.index("log₁₀ p ="),
         text.index("142 days before the suspect was first seen"),
     ]
