@@ -1,0 +1,21 @@
+"""What the tables share: rows from their files, and medians with ranges."""
+
+import json
+import statistics
+from pathlib import Path
+
+ROWS = Path(__file__).resolve().parent.parent / "rows"
+
+
+def rows_of(name: str) -> list[dict]:
+    """Return the rows of one file, or none where nothing was measured yet."""
+    path = ROWS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Return the median, with the range in brackets where there is one."""
+    middle = statistics.median(values)
+    if min(values) == max(values):
+        return f"{middle:,.{digits}f}"
+    return f"{middle:,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
