@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 .PHONY: demo test slow lint setup clean
 
 demo: $(STAMP)
-	$(BIN)/earmark demo
+	$(BIN)/earmark demo --force
 
 test: $(STAMP)
 	scripts/test

@@ -24,11 +24,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for everything that the demo writes.",
 )
+@click.option(
+    "--data",
+    type=click.Choice(["fashion-mnist", "digits"]),
+    help="Data set; by default Fashion-MNIST, or the small digits where that is missing.",
+)
 @click.option("--force", is_flag=True, help="Replace an earlier demo.")
 @click.option("--show-task", is_flag=True, help="Print the demo's task file and leave.")
 @options.quiet_option
 @options.json_option
-def command(*, folder: Path, force: bool, show_task: bool, quiet: bool, as_json: bool) -> int:
+def command(
+    *, folder: Path, data: str | None, force: bool, show_task: bool, quiet: bool, as_json: bool
+) -> int:
     """Run the whole journey on real data, in a few minutes.
 
     Trains a small network with a mark, registers it, steals it in six ways, trains three innocent
@@ -44,7 +51,7 @@ def command(*, folder: Path, force: bool, show_task: bool, quiet: bool, as_json:
 
     bars = Bars(quiet=quiet or as_json)
     bars.note("Models are trained on this machine; nothing is downloaded.")
-    journey = run(folder, bars, force=force)
+    journey = run(folder, bars, force=force, data=data)
     report, dossier = write_papers(journey)
     lines = _lines(journey, report, dossier)
     payload: dict[str, Json] = {

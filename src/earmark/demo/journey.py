@@ -6,7 +6,8 @@ import dataclasses
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -17,8 +18,9 @@ import torch
 
 from earmark import codec, files, policy, registry
 from earmark.attacks.base import Attack, Budget, Knowledge
+from earmark.bench.data import load
 from earmark.demo import task as demo_task
-from earmark.errors import OutputError, RunError, UsageError
+from earmark.errors import FileError, OutputError, RunError, UsageError
 from earmark.events import Events
 from earmark.hosts.files import save_release
 from earmark.hosts.suspects import load_suspect
@@ -102,7 +104,9 @@ class Journey:
     claim: tuple[Claim, Receipt] | None = None
 
 
-def run(folder: Path, events: Events, *, seed: int = 7, force: bool = False) -> Journey:
+def run(
+    folder: Path, events: Events, *, seed: int = 7, force: bool = False, data: str | None = None
+) -> Journey:
     """Run the journey.
 
     Args:
@@ -110,12 +114,14 @@ def run(folder: Path, events: Events, *, seed: int = 7, force: bool = False) -> 
         events: Who hears of the progress.
         seed: Seed of the trainings and thefts; the key is drawn afresh in any case.
         force: Replace a folder that an earlier demo left.
+        data: "fashion-mnist" or "digits"; null takes the digits where the other is missing.
 
     Raises:
         UsageError: The folder exists.
         OutputError: It cannot be written.
+        FileError: The data set that was asked for is not on this machine.
     """
-    _prepare(folder, force=force)
+    _prepare(folder, _data(data, events), force=force)
     task = load_task(folder / "task.py")
     word = secrets.token_urlsafe(12)
     files.write_bytes(folder / "passphrase.txt", word.encode() + b"\n", mode=0o600)
@@ -135,14 +141,25 @@ def run(folder: Path, events: Events, *, seed: int = 7, force: bool = False) -> 
         _verify(journey, key, events)
     finally:
         torch.set_num_threads(threads)
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):  # noqa: SLF001 - no public way
-            process.terminate()
+        _stop(pool)
+        for torn in (folder / "models").glob(".*"):
+            torn.unlink()
         vault.close()
     return journey
 
 
-def _prepare(folder: Path, *, force: bool) -> None:
+def _data(wanted: str | None, events: Events) -> str:
+    """Return the data set to use, and say so where a smaller one stands in."""
+    try:
+        return load(wanted or "fashion-mnist").name
+    except FileError as error:
+        if wanted:
+            raise
+        events.note(f"{error} The 8x8 digits of scikit-learn stand in.")
+        return "digits"
+
+
+def _prepare(folder: Path, data: str, *, force: bool) -> None:
     if folder.exists():
         if not force or not (folder / _MARKER).is_file():
             raise UsageError(
@@ -155,15 +172,35 @@ def _prepare(folder: Path, *, force: bool) -> None:
     except OSError as error:
         raise OutputError(f"Folder '{folder}' cannot be made: {error.strerror}.") from error
     files.write_bytes(folder / _MARKER, b"Made by earmark demo; --force may remove all of it.\n")
-    source = Path(demo_task.__file__).read_text()
+    source = Path(demo_task.__file__).read_text().replace('"fashion-mnist"', f'"{data}"', 1)
     files.write_bytes(folder / "task.py", source.encode())
 
 
 def _alone() -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _submit(
+    pool: ProcessPoolExecutor,
+    work: Callable[..., float],
+    *arguments: Any,  # Any: what the work takes
+) -> Future[float]:
+    """Hand work over; a worker that starts for it is deaf to Ctrl-C from its first moment."""
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return pool.submit(work, *arguments)
+    finally:
+        signal.signal(signal.SIGINT, heard)
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """End the workers now, whatever they are doing; an interrupt does not wait for trainings."""
+    workers = list((pool._processes or {}).values())  # noqa: SLF001 - no public way
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in workers:
+        process.terminate()
+    for process in workers:
+        process.join()
 
 
 def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events, seed: int) -> None:
@@ -171,7 +208,7 @@ def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events,
     folder, task = journey.folder, journey.task
     path = folder / "models" / "release.safetensors"
     jobs: list[tuple[str, str, str, Future[float]]] = [
-        (name, "innocent", done, pool.submit(innocent, folder, name, seed))
+        (name, "innocent", done, _submit(pool, innocent, folder, name, seed))
         for name, done in INNOCENTS.items()
     ]
     scheme = registry.scheme("mtlsign", **settings_for(task))
@@ -186,7 +223,7 @@ def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events,
     slow = {"finetune", "overwrite", "disguised-after-tuning"}
     for name, attack, settings, done in ATTACKS:
         if attack in slow and attack != "finetune":
-            future = pool.submit(steal, folder, name, attack, dict(settings), seed)
+            future = _submit(pool, steal, folder, name, attack, dict(settings), seed)
             jobs.append((name, "stolen", done, future))
     here = [item for item in ATTACKS if item[1] not in slow or item[1] == "finetune"]
     for name, attack, settings, done in events.track(here, label="steal it", total=len(here)):

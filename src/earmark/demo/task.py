@@ -8,17 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from earmark.bench import zoo
-from earmark.bench.data import Images, load
-from earmark.errors import FileError
+from earmark.bench.data import load
 
-try:
-    data: Images = load("fashion-mnist")
-    recipe: dict[str, Any] = {"epochs": 4, "lr": 0.1}  # Any: fields of Recipe
-except FileError:
-    data = load("digits")
-    recipe = {"epochs": 20, "lr": 0.05}
+DATA = "fashion-mnist"
+EPOCHS, LR = (20, 0.05) if DATA == "digits" else (4, 0.1)
 
+data = load(DATA)
 name = f"small CNN on {data.name}"
+recipe: dict[str, Any] = {"epochs": EPOCHS, "lr": LR}  # Any: fields of Recipe
 _work = zoo.image_task("small-cnn", data)
 
 
