@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from earmark.protocol import messages as m
 from earmark.protocol.node import Node
 from earmark.web.server import Server
+from earmark.web.service import create_app
 
 
 class Lying(Node):
@@ -70,11 +71,11 @@ HOW = {
 
 def main(folder, how):
     node = HOW[how](folder)
-    server = Server(node, ("127.0.0.1", urlsplit(node.card.url).port))
+    server = Server(create_app(node), ("127.0.0.1", urlsplit(node.card.url).port))
     stop = threading.Event()
     worker = threading.Thread(target=node.run, args=(stop,), kwargs={"seconds": 0.2}, daemon=True)
     worker.start()
-    server.serve_forever()
+    server.run()
 
 
 if __name__ == "__main__":

@@ -2,67 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
+import socket
 import subprocess
-import threading
 from urllib.parse import urlsplit
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from earmark import files
 from earmark.errors import NetworkError
-from earmark.protocol import community as c
-from earmark.protocol import messages as m
-from earmark.protocol.client import Client
-from earmark.protocol.history import genesis_digest
-from earmark.protocol.node import Node
-from earmark.protocol.rules import Rules
-from earmark.web.server import Server
-
-OWNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
-PUBLIC = OWNER.public_key().public_bytes_raw().hex()
-DOMAIN = "example.org/one"
-
-
-@pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    """One node that is a community by itself, serving in a thread."""
-    folder = tmp_path_factory.mktemp("node")
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    card = c.init_node(folder, operator="lab", url=f"http://127.0.0.1:{port}")
-    made = c.found(folder, [card], Rules(DOMAIN, (m.Member("lab", card.member),)))
-    files.write_bytes(folder / c.COMMUNITY, made.canonical())
-    node = Node(folder)
-    server = Server(node, ("127.0.0.1", port))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    client = Client(card.url)
-    client.append(commit(after=genesis_digest(DOMAIN)))
-    client.append(commit(after=genesis_digest(DOMAIN), commitment="ab" * 32))
-    node.sync()
-    yield node
-    server.shutdown()
-    server.server_close()
-    thread.join()
-    node.close()
-
-
-def commit(**changes):
-    body = {"domain": DOMAIN, "sender": PUBLIC, "nonce": m.fresh_nonce(), "after": "0" * 64}
-    made = m.Commit(**{**body, "commitment": "cd" * 32, "recovery": None, **changes})
-    return made.sign(OWNER).encode()
-
-
-@pytest.fixture
-def client(node):
-    return Client(node.card.url)
+from earmark.ledger.checkpoint import SignedCheckpoint
+from earmark.ledger.merkle import leaf_hash, verify_inclusion
+from earmark.web import server as server_module
+from earmark.web import service as service_module
 
 
 def test_the_log_is_served_with_cosigned_checkpoints(node, client):
@@ -76,11 +30,19 @@ def test_the_log_is_served_with_cosigned_checkpoints(node, client):
     assert client.page(10**9) == []
 
 
-def test_files_are_kept_under_their_digest_only(client):
+def test_files_are_kept_under_their_digest_only(node, client):
     digest = client.put(b"a model")
     assert client.blob(digest) == b"a model"
-    for path in ("/api/blobs/" + "0" * 64, "/api/blobs/../vote.key", "/api/blobs/" + "Z" * 64):
-        assert client.exchange(path)[0] == 404
+    for path, status in (
+        ("/api/blobs/" + "0" * 64, 404),
+        ("/api/blobs/../vote.key", 404),
+        ("/api/blobs/%2e%2e%2fvote.key", 404),
+        ("/api/blobs/" + "Z" * 64, 422),
+        ("/api/blobs/.new-file", 422),
+    ):
+        assert client.exchange(path)[0] == status
+    assert client.put(b"a model") == digest
+    assert sorted(path.name for path in node.blobs.folder.iterdir()) == [digest]
 
 
 @pytest.mark.parametrize(
@@ -88,13 +50,15 @@ def test_files_are_kept_under_their_digest_only(client):
     [
         ("/nothing", None, 404),
         ("/api/nothing", b"", 404),
-        ("/api/log?since=-1", None, 400),
-        ("/api/log?since=x", None, 400),
-        ("/api/log?since=" + "9" * 40, None, 400),
+        ("/api/log?since=-1", None, 422),
+        ("/api/log?since=x", None, 422),
+        ("/api/log?since=" + "9" * 40, None, 422),
         ("/api/proof?index=5&size=1", None, 400),
         ("/api/records", b"{}", 422),
         ("/api/records", b"not json", 422),
         ("/api/records", b"x" * (1 << 19), 413),
+        ("/api/proof?index=0&size=0", None, 400),
+        ("/api/proof?index=0", None, 422),
         ("/add-checkpoint", b"old 1", 400),
         ("/add-checkpoint", b"\xff" * 100, 400),
         ("/../../etc/passwd", None, 404),
@@ -107,19 +71,49 @@ def test_what_is_wrong_is_refused(client, path, data, status):
         assert status == 413, "the connection may be cut while a large body is still being sent"
 
 
-def test_a_message_of_another_community_is_not_logged(node, client):
+def test_a_message_of_another_community_is_not_logged(client, commit):
     size = len(client.page(0))
     assert client.exchange("/api/records", commit(domain="example.org/other"))[0] == 422
     assert len(client.page(0)) == size
 
 
-def test_a_body_without_length_is_refused(node):
+def test_a_body_without_length_is_read_up_to_the_limit(node):
     parts = urlsplit(node.card.url)
-    link = http.client.HTTPConnection(parts.hostname, parts.port, timeout=5)
-    link.putrequest("POST", "/api/records")
-    link.endheaders()
-    assert link.getresponse().status == 411
-    link.close()
+    for chunks, status in (([b"{}"], 422), ([b"x" * (1 << 16)] * 20, 413)):
+        link = http.client.HTTPConnection(parts.hostname, parts.port, timeout=5)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            link.request("POST", "/api/records", iter(chunks), encode_chunked=True)
+            assert link.getresponse().status == status
+        link.close()
+
+
+def test_who_dawdles_is_dropped(node, monkeypatch):
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(service_module, "BODY_SECONDS", 0.5)
+    parts = urlsplit(node.card.url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=5) as link:
+        link.sendall(b"GET /api/status HTTP/1.1\r\nHost: a\r\n")  # and nothing more
+        assert link.recv(100) == b""
+    with socket.create_connection((parts.hostname, parts.port), timeout=5) as link:
+        link.sendall(b"POST /api/records HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+        assert b" 408 " in link.recv(100)
+
+
+def test_every_node_proves_what_it_has_accepted(node, client, monkeypatch):
+    rows = client.page(0)
+    monkeypatch.setattr(node, "service", None)  # as one that does not keep the log
+    size = len(rows)
+    root = SignedCheckpoint.parse(rows[-1].checkpoint).root
+    for index, row in enumerate(rows):
+        proof = client.json(f"/api/proof?index={index}&size={size}")["proof"]
+        verify_inclusion(
+            leaf_hash(row.record.encode()),
+            index,
+            size,
+            [bytes.fromhex(item) for item in proof],
+            root,
+        )
+    assert client.exchange(f"/api/proof?index=0&size={size + 1}")[0] == 400
 
 
 def test_no_secret_is_in_any_answer(node, client):
@@ -164,7 +158,7 @@ def dom(url, folder):
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium on this machine")
 @pytest.mark.slow
-def test_the_browser_checks_the_log_by_itself(node, tmp_path, monkeypatch):
+def test_the_browser_checks_the_log_by_itself(node, commit, tmp_path, monkeypatch):
     page = dom(node.card.url + "/", tmp_path / "a")
     assert "2 entries hold" in page
     assert "at least 1 of 1 witnesses" in page

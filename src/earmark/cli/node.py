@@ -12,7 +12,7 @@ from earmark import files
 from earmark.cli import options
 from earmark.cli.output import emit, line
 from earmark.codec import Json
-from earmark.errors import RunError, UsageError
+from earmark.errors import ExtraError, UsageError
 from earmark.policy import LEVELS, Policy
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
@@ -126,23 +126,24 @@ def join(*, folder: Path, path: Path, as_json: bool) -> int:
 def serve(*, folder: Path, host: str, tasks: Path | None, seconds: float) -> int:
     """Follow the log, witness it, verify claims, vote, and show the page."""
     from earmark.protocol.node import Node
-    from earmark.web.server import Server
 
+    try:
+        from earmark.web.server import Server
+        from earmark.web.service import create_app
+    except ImportError as error:
+        raise ExtraError(
+            "Serving a node needs FastAPI and uvicorn.", hint='pip install "earmark[service]"'
+        ) from error
     node = Node(folder, tasks=tasks)
     stop = threading.Event()
-    address = (host, urlsplit(node.card.url).port or 80)
-    try:
-        server = Server(node, address)
-    except OSError as error:
-        raise RunError(f"Port {address[1]} cannot be listened on: {error.strerror}.") from error
+    server = Server(create_app(node), (host, urlsplit(node.card.url).port or 80))
     click.echo(f"{node.card.operator} listens on {node.card.url}   (stop with Ctrl-C)", err=True)
     worker = threading.Thread(target=node.run, args=(stop,), kwargs={"seconds": seconds})
     worker.start()
     try:
-        server.serve_forever()
+        server.run()
     finally:
         stop.set()
-        server.server_close()
         worker.join()
         node.close()
     return 0

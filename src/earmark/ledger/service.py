@@ -11,6 +11,7 @@ The transport is left to the caller: witnesses are functions, pages of the log a
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -250,6 +251,22 @@ class BlobStore:
         if not (self.folder / name).exists():
             files.write_bytes(self.folder / name, data, overwrite=True)
         return name
+
+    def keep(self, path: Path, digest: str) -> None:
+        """Keep a file that lies in this folder already and has that digest.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        try:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            if not (self.folder / digest).exists():
+                os.link(path, self.folder / digest)
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise OutputError(f"File '{digest[:16]}' cannot be kept: {error.strerror}.") from error
 
     def path(self, digest: str) -> Path | None:
         """Return where a file lies, or null if it is not here."""

@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 from earmark import files
-from earmark.errors import EarmarkError, HostError, RecordError
+from earmark.errors import EarmarkError, HostError, RecordError, UsageError
 from earmark.ledger.log import SqliteLedger
+from earmark.ledger.merkle import address, grow, inclusion_proof, leaf_hash, peaks_at
 from earmark.ledger.note import VerifierKey
-from earmark.ledger.service import BlobStore, LogService, Mirror, Row
+from earmark.ledger.service import BlobStore, LogService, Mirror, Row, Seen
 from earmark.ledger.witness import Witness
 from earmark.protocol import client, community, verifier
 from earmark.protocol import messages as m
@@ -67,8 +68,10 @@ class Node:
         self.service = self._open_log()
         self.source = client.Client(self.community.url)
         self.lock = threading.RLock()
+        self.verifier = verifier.code_digest()
         self.trouble: str | None = None
         self._sent: set[tuple[str, str]] = set()
+        self._tree: list[bytes] = []
 
     def _open_witness(self, key: VerifierKey) -> Witness:
         path = self.folder / community.WITNESS
@@ -138,8 +141,32 @@ class Node:
                 fresh = self.mirror.take(rows)
                 for seen in fresh:
                     self.history.read(entry_of(seen))
+                    self._grow(seen)
             if not fresh:
                 return
+
+    def _grow(self, seen: Seen) -> None:
+        read = self._tree.__getitem__
+        peaks = peaks_at(lambda level, index: read(address(level, index)), seen.index)
+        self._tree += grow(peaks, seen.index, leaf_hash(seen.record))[1]
+
+    def prove(self, index: int, size: int) -> tuple[str, ...]:
+        """Prove that the tree of `size` entries holds entry `index`.
+
+        Raises:
+            UsageError: No such entry, or this node has not accepted as many.
+        """
+        if self.service is not None:
+            return self.service.ledger.prove(index, size)
+        with self.lock:
+            if not 0 <= index < size <= self.mirror.size:
+                raise UsageError(
+                    f"There is no proof of entry {index} among {size} entries.",
+                    expected=f"At most {self.mirror.size} entries.",
+                )
+            read = self._tree.__getitem__
+            proof = inclusion_proof(lambda level, at: read(address(level, at)), index, size)
+        return tuple(item.hex() for item in proof)
 
     def resolution(self) -> Resolution:
         """Resolve the log as this node has it."""

@@ -7,9 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
+from pathlib import Path
 
+import earmark
+from earmark import codec
 from earmark.errors import EarmarkError, HostError
 from earmark.protocol.messages import Finding
 from earmark.protocol.sandbox import Job
@@ -29,6 +34,36 @@ class Limits:
 
     memory: int = 4 << 30
     seconds: int = 120
+
+
+MEASURING = (
+    "codec.py",
+    "errors.py",
+    "files.py",
+    "records.py",
+    "registry.py",
+    "task.py",
+    "hosts",
+    "keys",
+    "schemes",
+    "stats",
+    "protocol/disclosure.py",
+    "protocol/sandbox.py",
+)
+"""The part of the package that a measurement runs."""
+
+
+@cache
+def code_digest() -> str:
+    """Return SHA-256 over the installed code that measures: what a community may pin."""
+    root = Path(earmark.__file__).parent
+    chosen = sorted(path for name in MEASURING for path in _sources(root / name))
+    listed = {str(path.relative_to(root)): codec.digest(path.read_bytes()) for path in chosen}
+    return codec.digest(b"earmark/verifier/1\n" + codec.canonical({**listed}))
+
+
+def _sources(path: Path) -> Iterator[Path]:
+    return path.rglob("*.py") if path.is_dir() else iter((path,))
 
 
 def ask(question: Question, job: Job) -> Finding:
