@@ -60,6 +60,16 @@ def test_power_is_stated_for_the_raised_threshold() -> None:
     assert judge(made(80, 160), Policy(power_rate=Fraction(99, 100))).power > alone.power
 
 
+def test_power_pays_for_the_choice_of_a_reading() -> None:
+    lower = 0
+    for trials in range(100, 120):
+        hard = made(trials // 2, trials)
+        soft = dataclasses.replace(hard, weights=(1,) * trials, score=0)
+        assert judge(soft).power == judge(hard, Policy(bits=65.0)).power
+        lower += judge(soft).power < judge(hard).power
+    assert lower
+
+
 def test_a_soft_reading_counts_and_its_choice_is_charged() -> None:
     weights = tuple([8] * 64 + [1] * 192)
     hard = made(64 + 96, 256)

@@ -150,10 +150,14 @@ def _cost(evidence: Evidence, pieces: int, policy: Policy) -> float:
 
 
 def _power(evidence: Evidence, policy: Policy, gross: float) -> float:
-    """Probability that a copy keeping the policy's rate of hits would have been shown."""
+    """Probability that a copy keeping the policy's rate of hits would have been shown.
+
+    Only the hits count here: how a copy's soft reading would come out cannot be said beforehand.
+    """
     if evidence.trials == 0:
         return 0.0
-    power = stats.power(evidence.trials, policy.power_rate, evidence.chance, gross)
+    choice = 0.0 if evidence.score is None else 1.0
+    power = stats.power(evidence.trials, policy.power_rate, evidence.chance, gross + choice)
     return round(min(1.0, max(0.0, power)), 6)
 
 

@@ -36,6 +36,43 @@ def test_the_release_is_shown(desk, earmark, earmark_json) -> None:
     assert "1 in" in out
 
 
+def test_an_interrupted_training_goes_on_with_its_key(desk, earmark, tmp_path, monkeypatch) -> None:
+    from earmark import training
+
+    out, checkpoint, vault = (tmp_path / name for name in ("r.safetensors", "state", "vault"))
+    command = [
+        "protect", desk.task, "-o", out, "--vault", vault, "--owner", "Test", "--epochs", "3",
+        "--seed", "5", "--set", "triggers=128", "--checkpoint", checkpoint,
+    ]  # fmt: skip
+    run_epoch = training._Loop.epoch
+
+    def interrupted(loop: object, epoch: int, *rest: object) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        run_epoch(loop, epoch, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Loop, "epoch", interrupted)
+        code, _, err = earmark(*command)
+    assert code == 130, err
+    assert checkpoint.exists()
+    assert not out.exists()
+    name = err.split("key ")[1].split(":")[0]
+    code, _, err = earmark(*command)
+    assert code == 2
+    assert "--key" in err
+    del command[command.index("--set") : command.index("--set") + 2]
+    code, _, err = earmark(*command, "--key", name, "--scheme", "deepwater")
+    assert code == 2
+    assert "made for scheme 'mtlsign'" in err
+    code, shown, err = earmark(*command, "--key", name)
+    assert code == 0, err
+    assert name in shown
+    assert not checkpoint.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.safetensors", "vault"]
+    assert len(list((vault / "keys").glob("*.json"))) == 1
+
+
 def test_an_innocent_model_is_not(desk, innocent, earmark) -> None:
     code, out, _ = earmark(*_verify(desk, innocent))
     assert code == 1

@@ -13,6 +13,7 @@ from earmark.cli import options
 from earmark.cli.output import Bars, emit, line
 from earmark.codec import Json
 from earmark.errors import UsageError
+from earmark.records import Evidence, Verdict
 from earmark.vault import Registration, Vault
 
 if TYPE_CHECKING:
@@ -46,6 +47,17 @@ _WANTED = 128
 )
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the task's own.")
 @click.option("--seed", type=int, help="Seed of the training; drawn and shown if not given.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Write the training's state here after each epoch, or go on from it if it is there.",
+)
+@click.option(
+    "--key",
+    "key_name",
+    default="",
+    help="Embed this key of the vault, to go on after an interruption, instead of a new one.",
+)
 @click.option("--owner", default="", help="Your name, for a vault that is made now.")
 @options.vault_option
 @options.passphrase_option
@@ -62,6 +74,8 @@ def command(
     teacher: Path | None,
     epochs: int | None,
     seed: int | None,
+    checkpoint: Path | None,
+    key_name: str,
     owner: str,
     vault_path: Path,
     passphrase_file: Path | None,
@@ -87,39 +101,29 @@ def command(
         word = options.passphrase(passphrase_file)
         bars = Bars(quiet=quiet or as_json)
         drawn = secrets.randbelow(1 << 31) if seed is None else seed
-        key, registration = commit(task, scheme, vault, word, note=output.name)
+        if key_name:
+            key, registration = committed(vault, key_name, scheme, word)
+        elif checkpoint is not None and checkpoint.exists():
+            raise UsageError(
+                f"Checkpoint '{checkpoint}' is of a training with a key that exists already.",
+                hint="Name that key with --key, or remove the checkpoint to begin anew.",
+            )
+        else:
+            key, registration = commit(task, scheme, vault, word, note=output.name)
+        bars.note(f"key {registration.id}: committed, seed {drawn}")
         from earmark.hosts.files import save_release
 
-        trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, bars)
+        trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, checkpoint, bars)
         save_release(trained.model, probe)
     registration = vault.release(registration, {output.name: files.file_digest(output)})
     evidence = scheme.measure(task.host(trained.model), key)
     verdict = policy.judge(evidence)
     utility = task.evaluate(trained.model)
-    lines = [
-        line("scheme", f"{scheme_name}  ({', '.join(key.layout.carrier)})"),
-        line("key", f"{registration.id}  (sealed in {vault.path / 'keys'}; back it up now)"),
-        line("utility", f"{utility:.2f}"),
-        line(
-            "self-check", f"{evidence.hits} of {evidence.trials} answers: {verdict.bits:.1f} bits"
-        ),
-        line(
-            "ledger",
-            f"#{registration.receipt.index} commitment, before training;  "
-            f"#{registration.release_receipts[-1].index} release",
-        ),
+    lines = _lines(key, registration, evidence, verdict, utility)
+    lines += [
         line("seed", str(drawn)),
         f"{output} written.   Next: earmark verify {output} --task {task_path}",
     ]
-    if verdict.bits < _WANTED:
-        lines.insert(
-            -1,
-            line(
-                "warning",
-                f"{verdict.bits:.0f} bits leave little to survive a theft; {_WANTED} are wanted. "
-                "Train longer, or mark more strongly (mtlsign: raise share and weight).",
-            ),
-        )
     payload: dict[str, Json] = {
         "key": registration.id,
         "utility": utility,
@@ -131,6 +135,31 @@ def command(
     return emit("protect", lines, payload, as_json=as_json)
 
 
+def _lines(
+    key: Key, registration: Registration, evidence: Evidence, verdict: Verdict, utility: float
+) -> list[str]:
+    lines = [
+        line("scheme", f"{key.layout.scheme}  ({', '.join(key.layout.carrier)})"),
+        line("key", f"{registration.id}  (sealed in your vault; back it up now)"),
+        line("utility", f"{utility:.2f}"),
+        line(
+            "self-check", f"{evidence.hits} of {evidence.trials} answers: {verdict.bits:.1f} bits"
+        ),
+        line(
+            "ledger",
+            f"#{registration.receipt.index} commitment, before training;  "
+            f"#{registration.release_receipts[-1].index} release",
+        ),
+    ]
+    if verdict.bits < _WANTED:
+        text = (
+            f"{verdict.bits:.0f} bits leave little to survive a theft; {_WANTED} are wanted. "
+            "Train longer, or mark more strongly (mtlsign: raise share and weight)."
+        )
+        lines.append(line("warning", text))
+    return lines
+
+
 def train_marked(
     task: Task,
     scheme: Scheme,
@@ -139,6 +168,7 @@ def train_marked(
     teacher: Path | None,
     epochs: int | None,
     seed: int,
+    checkpoint: Path | None,
     bars: Bars,
 ) -> Trained:
     """Train with the mark: from scratch, from weights, or from a teacher."""
@@ -155,6 +185,7 @@ def train_marked(
         model=load_suspect(task.model(), start) if start else None,
         teacher=load_suspect(task.model(), teacher) if teacher else None,
         recipe=Recipe.of(task.recipe, **changes),
+        checkpoint=checkpoint,
         events=bars,
         label="train with the mark",
     )
@@ -166,6 +197,22 @@ def open_vault(path: Path, owner: str, passphrase_file: Path | None) -> Vault:
         return Vault.open(path)
     word = options.passphrase(passphrase_file, new=True)
     return Vault.create(path, name=owner or "owner", passphrase=word)
+
+
+def committed(vault: Vault, name: str, scheme: Scheme, passphrase: str) -> tuple[Key, Registration]:
+    """Return a key that was committed before, with its registration.
+
+    Raises:
+        UsageError: No such key, or one of another scheme.
+    """
+    registration = vault.registration(name)
+    made_for = registration.opening.layout.scheme
+    if made_for != scheme.name:
+        raise UsageError(
+            f"Key '{registration.id}' was made for scheme '{made_for}', not for '{scheme.name}'.",
+            hint=f"Pass --scheme {made_for}.",
+        )
+    return vault.key(registration.id, passphrase), registration
 
 
 def commit(
