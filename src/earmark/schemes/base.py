@@ -98,6 +98,19 @@ class Scheme(ABC):
             CarrierError: The model lacks the key's carrier.
         """
 
+    def begin(self, model: nn.Module, key: Key, *, fresh: bool) -> None:
+        """Change a model's weights, in place, before the training that embeds the mark.
+
+        Args:
+            model: The model that will be trained.
+            key: The key.
+            fresh: Whether the model was just initialized; otherwise it was trained before.
+
+        Raises:
+            KeyLayoutError: The key was made for another scheme or layout.
+            CarrierError: The model lacks the key's carrier.
+        """
+
     @abstractmethod
     def measure(
         self, suspect: Host, key: Key | Disclosure, *, nonce: str | None = None

@@ -2,20 +2,29 @@
 
 Each carrier tensor is cut, publicly, into disjoint *cells*, one bit each, scattered over the whole
 tensor. A cell belongs to one shard of the key, and only that shard's secret tells the cell's signs:
-revealing a shard leaves the cells of all others as hidden as before. A cell consists of *groups* of
-a few weights. With keyed signs a over a group's weights, keyed flips f over a cell's groups, and
-the cell's bit b = +1 or -1::
+revealing a shard leaves the cells of all others as hidden as before. A cell consists of *pairs* of
+weights, and of *groups* of pairs. With keyed signs a over the weights, keyed flips f over the
+pairs, and the cell's bit b = +1 or -1::
 
-    t_g = sum of a_j * u_j over the group         u: standardized, clipped weights of the suspect
-    z   = sum of f_g * t_g over the cell / sqrt(weights of the cell)
+    t_p = a_1 * u_1 + a_2 * u_2 of a pair         u: standardized, clipped weights of the suspect
+    s_g = sum of f_p * t_p over the group
+    z   = sum of s_g over the cell / sqrt(weights of the cell)
 
-A hit is b * z > 0. The soft score is the sum of b * f_g * t_g over all groups of all cells.
+A hit is b * z > 0. The soft score is the sum of b * s_g over all groups of all cells.
 
 Why the evidence is exact. f and b are fair, and independent of each other, of a and of any suspect
-made without the key. Given the suspect and a, the |t_g| are therefore constants and the signs of
-b * f_g * t_g are independent and fair: the score is a sum of known weights |t_g| under fair signs,
-and b decides each cell's hit like a fair coin. Nothing is assumed about the suspect's weights, and
-a group whose t is 0, or a cell whose z is 0, counts against the claim.
+made without the key. Turning all flips of one group at once turns the sign of its s_g and nothing
+else: given the suspect, a, and how the flips of each group compare with each other, the |s_g| are
+constants and the signs of b * s_g are independent and fair. The score is a sum of known weights
+under fair signs, and b decides each cell's hit like a fair coin. Nothing is assumed about the
+suspect's weights, and a group whose s is 0, or a cell whose z is 0, counts against the claim.
+
+Why weights that were not trained yet can bear the mark unseen. Exchange the two weights of a pair
+and multiply both by -a_1 * a_2: t_p turns its sign, a_1 * u_1 - a_2 * u_2 stays. If weights are
+drawn independently from a law that is symmetric about 0, as initializations are, the exchange does
+not change the law of the pair. :func:`exchange` exchanges where t_p has the wrong sign. The signs
+of all t_p then are b * f_p, fair and independent as before: over the keys, the weights have exactly
+the law they had.
 
 NumPy is all that this module needs.
 """
@@ -43,7 +52,7 @@ if TYPE_CHECKING:
 
 MOST_POSITIONS = 1 << 20  # up to here, single weights are scattered; beyond, blocks of them
 MOST_BLOCKS = 1 << 14
-MOST_USED = 1 << 20  # weights of one tensor that bear bits; of larger ones a secret part is used
+MOST_USED = 1 << 18  # weights of one tensor that bear bits; of larger ones a secret part is used
 MOST_GROUPS = 4096
 LEAST_WEIGHTS = 1024
 MOST_CELLS = 64
@@ -87,9 +96,10 @@ class Layer:
 
     @property
     def weights(self) -> int:
-        """Weights of one cell, a multiple of its groups."""
+        """Weights of one cell, an even multiple of its groups."""
         whole = self.entries // self.block // self.cells * self.block
-        return min(whole, MOST_USED // self.cells) // self.groups * self.groups
+        even = 2 * self.groups
+        return min(whole, MOST_USED // self.cells) // even * even
 
     def zones(self) -> NDArray[np.int64]:
         """Return the blocks of each cell's zone, (cells, blocks); anybody can compute it."""
@@ -108,8 +118,8 @@ class Cells:
         layer: The public geometry.
         numbers: Which of the layer's cells, (cells,).
         blocks: Their blocks in the tensor, (cells, blocks).
-        signs: a, (cells, groups, weights of a group), int8.
-        flips: f, (cells, groups), int8.
+        signs: a, (cells, pairs, 2), int8.
+        flips: f, (cells, pairs), int8.
         pads: The fair signs from which the message is made, (cells,), int8.
     """
 
@@ -232,7 +242,11 @@ def layers(layout: Layout) -> tuple[Layer, ...]:
         raise KeyLayoutError(f"The key's layout does not fit Deep Water: {error}.") from error
     for layer in found:
         least = min(layer.cells, groups, *layer.shape)
-        if least < 1 or not layer.cells * groups <= layer.entries < 1 << 40 or not layer.weights:
+        if (
+            least < 1
+            or not 2 * layer.cells * groups <= layer.entries < 1 << 40
+            or not layer.weights
+        ):
             raise KeyLayoutError(f"The key's layout cuts '{layer.name}' {layer.shape} impossibly.")
     if first != layout.message_bits:
         raise KeyLayoutError(
@@ -257,7 +271,7 @@ def reveal(layer: Layer, shards: Iterable[Shard], count: int) -> Cells | None:
     if not numbers:
         return None
     zones = layer.zones()
-    weights, groups = layer.weights, layer.groups
+    weights = layer.weights
     need = -(-weights // layer.block)
     blocks, signs, flips, pads = [], [], [], []
     for number in numbers:
@@ -269,14 +283,14 @@ def reveal(layer: Layer, shards: Iterable[Shard], count: int) -> Cells | None:
             zone = zone[np.argsort(np.frombuffer(raw, "<u8"), kind="stable")[:need]]
         blocks.append(zone)
         signs.append(_signs(shard.early(f"signs/{label}").bytes(-(-weights // 8)), weights))
-        late = _signs(shard.stream(f"flips/{label}").bytes(-(-(groups + 1) // 8)), groups + 1)
+        late = _signs(shard.stream(f"flips/{label}").bytes(weights // 16 + 1), weights // 2 + 1)
         pads.append(late[0])
         flips.append(late[1:])
     return Cells(
         layer,
         np.array(numbers),
         np.stack(blocks),
-        np.stack(signs).reshape(len(numbers), groups, -1),
+        np.stack(signs).reshape(len(numbers), -1, 2),
         np.stack(flips),
         np.array(pads, np.int8),
     )
@@ -349,7 +363,7 @@ class Reading:
         layer: The public geometry.
         numbers: Which of its cells were read, (cells,).
         z: Standard score of each cell, before its bit, (cells,).
-        steps: f * t of each group, (cells, groups).
+        steps: s of each group, (cells, groups).
         pads: The cells' fair signs, (cells,).
     """
 
@@ -372,17 +386,15 @@ def read(cells: Cells, values: NDArray[np.float32]) -> Reading:
         cells: The secret geometry.
         values: Their weights, (cells, weights).
     """
-    found = standardize(values)
-    steps = np.einsum(
-        "cgw,cgw->cg", found.reshape(cells.signs.shape), cells.signs, dtype=np.float64
-    )
-    steps = steps * cells.flips
+    shape = (len(values), cells.layer.groups, -1)
+    found = standardize(values).reshape(shape)
+    steps = np.einsum("cgw,cgw->cg", found, cells.pattern().reshape(shape), dtype=np.float64)
     z = steps.sum(axis=1) / math.sqrt(cells.layer.weights)
     return Reading(cells.layer, cells.numbers, z, steps, cells.pads)
 
 
 def without(cells: Cells, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the weights of cells without their part along each group's signs.
+    """Return the weights of cells without their part along each pair's signs.
 
     The flips do not enter: the result is the same for all of them.
 
@@ -394,6 +406,51 @@ def without(cells: Cells, values: NDArray[np.float32]) -> NDArray[np.float32]:
     parts = values.reshape(signs.shape)
     along = (parts * signs).mean(axis=2, keepdims=True)
     made: NDArray[np.float32] = (parts - along * signs).reshape(values.shape)
+    return made
+
+
+def exchange(
+    values: NDArray[np.float32], signs: NDArray[np.int8], wanted: NDArray[np.int8]
+) -> NDArray[np.float32]:
+    """Return untrained weights that bear a mark, their law unchanged.
+
+    Args:
+        values: The weights, (cells, weights).
+        signs: a, (cells, pairs, 2).
+        wanted: The sign that each pair's t shall have, (cells, pairs).
+
+    Example:
+        >>> given = np.array([[0.5, -0.2, 0.1, 0.9]], np.float32)
+        >>> signs = np.array([[[1, 1], [1, -1]]], np.int8)
+        >>> exchange(given, signs, np.array([[-1, 1]], np.int8)).tolist() == [
+        ...     [np.float32(0.2), np.float32(-0.5), np.float32(0.9), np.float32(0.1)]
+        ... ]
+        True
+    """
+    pairs = values.reshape(signs.shape)
+    wrong = ((pairs * signs).sum(2) * wanted < 0)[:, :, None]
+    other = pairs[:, :, ::-1] * -signs.prod(2, dtype=np.int8)[:, :, None]
+    made: NDArray[np.float32] = np.where(wrong, other, pairs).reshape(values.shape)
+    return made
+
+
+def keep_values(
+    moved: NDArray[np.float32], natural: NDArray[np.float32], rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Give every row of a tensor back exactly the values it had, in the order of the moved ones.
+
+    Args:
+        moved: Weights, (weights,).
+        natural: The same weights before they were moved, (weights,).
+        rows: The row each belongs to, (weights,).
+
+    Example:
+        >>> moved, natural = np.array([3.1, 2.9, 9.0]), np.array([1.0, 2.0, 8.0])
+        >>> keep_values(moved, natural, np.array([0, 0, 1])).tolist()
+        [2.0, 1.0, 8.0]
+    """
+    made = np.empty_like(natural)
+    made[np.lexsort((moved, rows))] = natural[np.lexsort((natural, rows))]
     return made
 
 

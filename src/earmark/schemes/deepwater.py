@@ -7,8 +7,13 @@ a whole keeps its distribution; who lacks the key sees nothing. Reading needs th
 data, no model class, no framework. :mod:`earmark.schemes.cells` holds the arithmetic and the reason
 why the evidence is exact for any suspect.
 
-Embedding is a squared hinge on each cell's standard score with a margin: once the margin is
-reached, nothing pushes any more, so the spread of the weights does not grow on. It is applied
+A network that is trained from scratch, or distilled, bears the mark from its first step on: its
+initialization is drawn under the condition that it agrees with the key, which leaves its law as it
+is. Finished weights are shifted, and every row of a tensor is then given back exactly the values it
+had, in the order of the shifted ones.
+
+While the model trains, a squared hinge on each cell's standard score with a margin guards the mark:
+beyond the margin nothing pushes, so that the spread of the weights does not grow. It is applied
 beside the optimizer, not through it, because an adaptive optimizer would turn the small gradients
 into even steps that show in the histogram.
 """
@@ -60,8 +65,8 @@ class DeepWater(Scheme):
         shards: Shards of the key.
         carrier: Globs of tensors to use; by default all that are eligible.
         payload: An identifier to be read back from the weights, hexadecimal, or empty.
-        pin: Whether to keep histograms natural: stamping gives each tensor back exactly the values
-            it had, in another order; training gives it the histogram it has without the mark.
+        planted: Whether a training that starts from a fresh or a finished model starts with the
+            mark in its weights. Without, the hinge alone brings it there, as in the paper.
 
     Raises:
         UsageError: A setting out of range.
@@ -96,9 +101,10 @@ class DeepWater(Scheme):
     shards: int = 8
     carrier: tuple[str, ...] = ()
     payload: str = ""
-    pin: bool = False
+    planted: bool = True
 
     name: ClassVar[str] = "deepwater"
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
     summary: ClassVar[str] = "Bits in the weight distribution of every layer, read without data."
 
@@ -138,7 +144,7 @@ class DeepWater(Scheme):
         allotted = cells_of.allot(shapes, per_bit=self.weights_per_bit, most=self.most_bits)
         bits = sum(allotted.values())
         smallest = min(math.prod(shape) // allotted[name] for name, shape in shapes.items())
-        groups = max(1, min(512, cells_of.MOST_GROUPS // bits, smallest // 2))
+        groups = max(1, min(512, cells_of.MOST_GROUPS // bits, smallest // 4))
         if self.payload:
             Code.best(4 * len(self.payload), bits)
         layout = Layout(
@@ -155,6 +161,24 @@ class DeepWater(Scheme):
         )
         return Key.generate(layout, secret=secret)
 
+    def begin(self, model: nn.Module, key: Key, *, fresh: bool) -> None:
+        """Put the mark into a model that is going to be trained, in place.
+
+        Fresh weights are exchanged in pairs (:func:`earmark.schemes.cells.exchange`): whatever is
+        drawn independently from a law symmetric about 0 keeps that law, and about 0.56 times the
+        square root of a cell's weights is the score that every bit starts with. A model that was
+        trained before is stamped. Leave this out, or set `planted` to false, for initializations
+        with a structure (orthogonal, identity).
+
+        Raises:
+            KeyLayoutError, CarrierError: As in :meth:`attach`.
+        """
+        from earmark.schemes.deepwater_torch import rewrite
+
+        self.check_key(key)
+        if self.planted:
+            rewrite(model, _prepare(key), self.plant_tensor if fresh else self.stamp_tensor)
+
     @contextmanager
     def attach(
         self,
@@ -165,19 +189,19 @@ class DeepWater(Scheme):
     ) -> Iterator[Mark]:
         """Attach the mark for the time of a `with` block.
 
-        `after_step` moves each bit towards its margin; leaving the block brings every bit there, so
-        that the mark stands even where the loop never called it.
+        `after_step` moves each bit that falls short towards its margin; leaving the block stamps
+        what still does, so that the mark stands even where the loop never called it.
 
         Raises:
             KeyLayoutError: The key was made for another scheme or layout.
             CarrierError: The model lacks the key's carrier.
         """
-        from earmark.schemes.deepwater_torch import DeepWaterMark
+        from earmark.schemes.deepwater_torch import DeepWaterMark, rewrite
 
         self.check_key(key)
-        mark = DeepWaterMark(model, _prepare(key), margin=self.margin, rate=self.rate, pin=self.pin)
-        yield mark
-        mark.finish()
+        prepared = _prepare(key)
+        yield DeepWaterMark(model, prepared, margin=self.margin, rate=self.rate)
+        rewrite(model, prepared, self.stamp_tensor)
 
     def stamp(self, host: Host, key: Key, *, events: Events = SILENT) -> ArrayHost:
         """Write the mark into finished weights, at once and without data.
@@ -218,13 +242,23 @@ class DeepWater(Scheme):
             bits: +1 or -1, (cells,).
         """
         flat = np.array(values, np.float32).reshape(-1)
-        natural = np.sort(flat) if self.pin else None
         positions, pattern = cells.positions(), cells.pattern()
-        for _ in range(3):  # adding the mark widens the spread by a little, so go again
+        natural, rows = flat[positions], positions // max(1, flat.size // values.shape[0])
+        for _ in range(3):  # putting the values back takes a little of the mark, so go again
             held = flat[positions]
-            flat[positions] = held + cells_of.push(held, pattern, bits, margin=self.margin)
-            if natural is not None:
-                flat[np.argsort(flat, kind="stable")] = natural
+            moved = held + cells_of.push(held, pattern, bits, margin=self.margin)
+            kept = cells_of.keep_values(moved.ravel(), natural.ravel(), rows.ravel())
+            flat[positions] = kept.reshape(held.shape)
+        return flat.reshape(values.shape)
+
+    def plant_tensor(
+        self, values: NDArray[np.float32], cells: Cells, bits: NDArray[np.int8]
+    ) -> NDArray[np.float32]:
+        """Return one untrained tensor that agrees with its bits; arguments as in `stamp_tensor`."""
+        flat = np.array(values, np.float32).reshape(-1)
+        positions = cells.positions()
+        wanted = bits[:, None] * cells.flips
+        flat[positions] = cells_of.exchange(flat[positions], cells.signs, wanted)
         return flat.reshape(values.shape)
 
     def measure(
@@ -276,8 +310,8 @@ class DeepWater(Scheme):
     def reference(self, released: Host, key: Key | Disclosure) -> ArrayHost:
         """Return a model's weights with the carrier projected out, for aligning suspects to.
 
-        In every group of every cell at hand, the part of the weights along the group's keyed signs
-        is removed. The result stays the same if any of the key's flips change, so that aligning an
+        In every pair of every cell at hand, the part of the weights along the pair's keyed signs is
+        removed. The result stays the same if any of the key's flips change, so that aligning an
         innocent suspect to it tells nothing about them. It gives away the cells at hand to whoever
         also has the released model: make it from a disclosure, or keep it.
 

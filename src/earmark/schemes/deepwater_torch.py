@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
     from earmark.schemes.cells import Cells
 
-_RENEW = 12
-_EVERY = 4
+    Prepared = tuple[Cells, NDArray[np.int8]]
+
+_RENEW = 6  # pushes between two looks at a tensor's bulk
+_EVERY = 8  # steps between two pushes
+_REST = 3  # pushes that a tensor sits out while all its bits are beyond the margin
 
 
 def settle(
@@ -56,6 +59,44 @@ def settle(
         model.train(modes)
 
 
+@torch.no_grad()
+def rewrite(
+    model: nn.Module,
+    prepared: Sequence[Prepared],
+    change: Callable[[NDArray[np.float32], Cells, NDArray[np.int8]], NDArray[np.float32]],
+) -> None:
+    """Change the carrier's tensors in place.
+
+    Args:
+        model: The model.
+        prepared: Cells and signs of each tensor.
+        change: Given a tensor, its cells and signs, returns the new values.
+
+    Raises:
+        CarrierError: The model lacks a tensor.
+        KeyLayoutError: A tensor has another shape.
+    """
+    for parameter, (cells, bits) in zip(_carriers(model, prepared), prepared, strict=True):
+        values = change(parameter.float().cpu().numpy(), cells, bits)
+        parameter.copy_(torch.from_numpy(values))
+
+
+def _carriers(model: nn.Module, prepared: Sequence[Prepared]) -> list[nn.Parameter]:
+    """Return the carrier's parameters, or refuse a model that does not fit."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for cells, _ in prepared:
+        name, shape = cells.layer.name, cells.layer.shape
+        if name not in parameters:
+            raise CarrierError(f"The model lacks the key's tensor '{name}' {shape}.")
+        if tuple(parameters[name].shape) != shape:
+            raise KeyLayoutError(
+                f"Tensor '{name}' has shape {tuple(parameters[name].shape)}; the key was made for "
+                f"{shape}.",
+                hint="Make a key for this model.",
+            )
+    return [parameters[cells.layer.name] for cells, _ in prepared]
+
+
 class _Carrier:
     """One tensor of the model with its cells."""
 
@@ -65,16 +106,16 @@ class _Carrier:
         self.wide = math.sqrt(cells.layer.weights)
         signs = torch.from_numpy(cells.pattern() * bits[:, None])
         self.signs = signs.to(parameter.device, torch.float32)
-        self.steps = 0
+        self.steps = self.rest = 0
         self.offset, self.part = 0.0, 1.0
         self.stride: tuple[int, ...] = ()
         self.index = torch.empty(0)
 
-    def push(self, margin: float, rate: float, *, pin: bool) -> None:
-        """Move every cell's score towards the margin by `rate` of what is missing.
-
-        If pinned, the spread of the weights stays what it was.
-        """
+    def push(self, margin: float, rate: float) -> None:
+        """Move every cell's score that falls short of the margin by `rate` of what is missing."""
+        if self.rest:
+            self.rest -= 1
+            return
         flat = self._flat()
         held = flat[self.index].float().view(self.signs.shape)
         if self.steps % _RENEW == 0:  # it changes slowly, and medians are dear
@@ -83,26 +124,13 @@ class _Carrier:
         deviation, mean = torch.std_mean(held)
         spread = (deviation * self.part).clamp_(min=1e-30)
         scaled = held.sub(mean + self.offset * deviation).div_(spread).clamp_(-CLIP, CLIP)
-        z = scaled.mul_(self.signs).sum(1) / self.wide
-        step = (margin - z).clamp_(min=0.0) * (rate * spread / self.wide)
+        missing = margin - scaled.mul_(self.signs).sum(1) / self.wide
+        if missing.max() <= 0:
+            self.rest = _REST
+            return
+        step = missing.clamp_(min=0.0) * (rate * spread / self.wide)
         moved = held.add_(self.signs * step[:, None])
-        if pin:
-            wider, middle = torch.std_mean(moved)
-            moved = moved.sub_(middle).mul_(deviation / wider.clamp(min=1e-30)).add_(mean)
         flat.index_copy_(0, self.index, moved.view(-1).to(flat.dtype))
-
-    def pin(self) -> None:
-        """Give the cells' weights the shape of histogram that they have without their mark."""
-        flat = self._flat()
-        held = flat[self.index].float()
-        cells = held.view(self.signs.shape)
-        along = ((cells - cells.mean()) * self.signs).mean(1, keepdim=True)
-        natural = (cells - along * self.signs).view(-1).sort().values
-        (spread, middle), (wanted, mean) = torch.std_mean(natural), torch.std_mean(held)
-        natural = (natural - middle) * (wanted / spread.clamp(min=1e-30)) + mean
-        pinned = torch.empty_like(held)
-        pinned[held.argsort()] = natural
-        flat.index_copy_(0, self.index, pinned.to(flat.dtype))
 
     def _flat(self) -> Tensor:
         """View the tensor's storage as one row; `index` follows its memory order."""
@@ -131,7 +159,6 @@ class DeepWaterMark(Mark):
         prepared: Cells and signs of each tensor.
         margin: Score that each bit is pushed to.
         rate: Part of the way that one step goes.
-        pin: Whether the histogram is to stay as it is without the mark.
 
     Raises:
         CarrierError: The model lacks a tensor.
@@ -141,27 +168,16 @@ class DeepWaterMark(Mark):
     def __init__(
         self,
         model: nn.Module,
-        prepared: Sequence[tuple[Cells, NDArray[np.int8]]],
+        prepared: Sequence[Prepared],
         *,
         margin: float,
         rate: float,
-        pin: bool = False,
     ) -> None:
-        self.margin, self.rate, self.pin = margin, rate, pin
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        self.carriers = []
-        for cells, bits in prepared:
-            name, shape = cells.layer.name, cells.layer.shape
-            if name not in parameters:
-                raise CarrierError(f"The model lacks the key's tensor '{name}' {shape}.")
-            parameter = parameters[name]
-            if tuple(parameter.shape) != shape:
-                raise KeyLayoutError(
-                    f"Tensor '{name}' has shape {tuple(parameter.shape)}; the key was made for "
-                    f"{shape}.",
-                    hint="Make a key for this model.",
-                )
-            self.carriers.append(_Carrier(parameter, cells, bits))
+        self.margin, self.rate = margin, rate
+        self.carriers = [
+            _Carrier(parameter, cells, bits)
+            for parameter, (cells, bits) in zip(_carriers(model, prepared), prepared, strict=True)
+        ]
         self.steps = 0
         self._zero = torch.zeros(())
 
@@ -173,7 +189,7 @@ class DeepWaterMark(Mark):
         """Take it back; what is measured of the weights is measured anew."""
         self.steps = int(state["steps"])
         for carrier in self.carriers:
-            carrier.steps = 0
+            carrier.steps = carrier.rest = 0
 
     def loss(self) -> Tensor:
         """Return 0: the update does not pass through the optimizer."""
@@ -181,21 +197,9 @@ class DeepWaterMark(Mark):
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:  # noqa: ARG002 - the rate does not depend on it
-        """Move every bit a part of the way to its margin; every fourth step goes four ways."""
+        """Move every bit that falls short towards its margin; one step in eight goes eight ways."""
         self.steps += 1
         if self.steps % _EVERY:
             return
         for carrier in self.carriers:
-            if self.pin and carrier.steps % _RENEW == _RENEW - 1:
-                carrier.pin()
-            carrier.push(self.margin, 1 - (1 - self.rate) ** _EVERY, pin=self.pin)
-
-    @torch.no_grad()
-    def finish(self) -> None:
-        """Bring every bit to its margin."""
-        for carrier in self.carriers:
-            for _ in range(3):
-                carrier.steps = 0
-                carrier.push(self.margin, 1.0, pin=self.pin)
-                if self.pin:
-                    carrier.pin()
+            carrier.push(self.margin, 1 - (1 - self.rate) ** _EVERY)

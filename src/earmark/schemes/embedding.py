@@ -72,6 +72,7 @@ def embed(
     """
     recipe = recipe or Recipe.of(task.recipe)
     made = fresh_model(task, seed) if model is None else model
+    scheme.begin(made, key, fresh=model is None)
     loss = None
     if teacher is not None:
         teacher.eval()
