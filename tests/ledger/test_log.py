@@ -436,7 +436,7 @@ def test_an_error_inside_an_append_adds_nothing(ledger, monkeypatch):
             def broken(*arguments):
                 raise KeyboardInterrupt
 
-            patch.setattr(f"earmark.ledger.log.{name}", broken)
+            patch.setattr(f"earmark.ledger.treelog.{name}", broken)
             with pytest.raises(KeyboardInterrupt):
                 ledger.append(entry(8))
         assert len(ledger) == 8

@@ -7,16 +7,14 @@ deviation names the entry from which on the file cannot be trusted.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from earmark.errors import EarmarkError, FormatError, IntegrityError, LedgerError
-from earmark.ledger import store
 from earmark.ledger.checkpoint import SignedCheckpoint
 from earmark.ledger.merkle import (
     EMPTY_ROOT,
+    address,
     consistency_proof,
     fold,
     grow,
@@ -25,6 +23,7 @@ from earmark.ledger.merkle import (
     verify_consistency,
 )
 from earmark.ledger.note import VerifierKey
+from earmark.ledger.rows import LogRows
 
 _PAGE = 1024
 
@@ -52,8 +51,8 @@ class Audit:
 class _Walk:
     """The state of one pass over a ledger file."""
 
-    def __init__(self, db: sqlite3.Connection, key: VerifierKey) -> None:
-        self.db = db
+    def __init__(self, rows: LogRows, key: VerifierKey) -> None:
+        self.rows = rows
         self.key = key
         self.peaks: tuple[bytes, ...] = ()
         self.size = 0
@@ -63,12 +62,12 @@ class _Walk:
 
     def run(self) -> None:
         """Walk all entries and checkpoints; raise at the first deviation."""
-        entries, nodes, checkpoints = self._extent()
-        notes = self._rows("checkpoints", "note", checkpoints)
-        hashes = self._rows("nodes", "hash", nodes)
+        entries, nodes, checkpoints = self.rows.extent()
+        notes = self._all("checkpoints", checkpoints)
+        hashes = self._all("nodes", nodes)
         self._checkpoint(*next(notes, (0, b"")))
         target = next(notes, None)
-        for index, record in self._rows("entries", "record", entries):
+        for index, record in self._all("entries", entries):
             if target is None:
                 raise LedgerError(f"Entry {index} is under no signed checkpoint.")
             if index != self.size:
@@ -81,16 +80,8 @@ class _Walk:
             raise LedgerError(f"Entry {self.size} is missing; {checkpoints} entries were signed.")
         if next(hashes, None) is not None:
             raise LedgerError("There are tree hashes of entries that do not exist.")
-        self._sqlite()
-
-    def _extent(self) -> tuple[int, int, int]:
-        """Return the last id of each table at one moment; later appends are left out."""
-        parts = ", ".join(
-            f"(SELECT coalesce(max(id), -1) FROM {table})"  # noqa: S608 - three constants
-            for table in ("entries", "nodes", "checkpoints")
-        )
-        row = self.db.execute(f"SELECT {parts}").fetchone()
-        return store.integer(row[0:1]), store.integer(row[1:2]), store.integer(row[2:3])
+        for problem in self.rows.problems():
+            raise LedgerError(problem)
 
     def _entry(self, record: bytes, nodes: Iterator[tuple[int, bytes]]) -> None:
         leaf = leaf_hash(record)
@@ -114,19 +105,15 @@ class _Walk:
         self.checkpoints += 1
         self.signed_size, self.signed_root = size, signed.root
 
-    def _rows(self, table: str, column: str, last: int) -> Iterator[tuple[int, bytes]]:
+    def _all(self, table: str, last: int) -> Iterator[tuple[int, bytes]]:
         """Yield (id, bytes) in order, a page at a time, so that no lock is held between pages."""
-        after = -(2**63)
-        sql = (
-            f"SELECT id, {column} FROM {table} "  # noqa: S608 - constants
-            f"WHERE id BETWEEN ? AND ? ORDER BY id LIMIT {_PAGE}"
-        )
-        while rows := self.db.execute(sql, (after, last)).fetchall():
+        first = -(2**63)
+        while rows := self.rows.page(table, first, last, _PAGE):
             for number, value in rows:
-                if not isinstance(number, int) or number < after or not isinstance(value, bytes):
+                if not isinstance(number, int) or number < first or not isinstance(value, bytes):
                     raise LedgerError(f"Table '{table}' holds a row of the wrong type or order.")
                 yield number, value
-                after = number + 1
+                first = number + 1
 
     def proven(self) -> int:
         """Count the entries that certainly are as they were signed.
@@ -137,52 +124,49 @@ class _Walk:
         if self.size == self.signed_size:
             return self.size
         try:
-            note = store.note_where(self.db, "WHERE id > ? ORDER BY id", self.size)
-            signed = SignedCheckpoint.open(note or b"", self.key)
-            proof = consistency_proof(store.reader(self.db), self.size, signed.size)
+            with self.rows.explained():
+                signed = SignedCheckpoint.open(self.rows.note(self.size) or b"", self.key)
+                proof = consistency_proof(self._node, self.size, signed.size)
             verify_consistency(self.size, signed.size, fold(self.peaks), signed.root, proof)
-        except (EarmarkError, sqlite3.Error):
+        except EarmarkError:
             return self.signed_size
         return self.size
 
-    def _sqlite(self) -> None:
-        """Ask SQLite about the parts of the file that hold no content."""
-        for (said,) in self.db.execute("PRAGMA integrity_check(1)"):
-            if said != b"ok":
-                raise LedgerError(f"SQLite reports: {said.decode('utf-8', 'replace')}.")
+    def _node(self, level: int, index: int) -> bytes:
+        place = address(level, index)
+        return self.rows.nodes([place])[place]
 
 
-def audit_log(db: sqlite3.Connection, key: VerifierKey, path: Path) -> Audit:
-    """Check a ledger file from its first entry to its last.
+def audit_log(rows: LogRows, key: VerifierKey) -> Audit:
+    """Check a ledger from its first entry to its last.
 
     Appends by other processes may go on meanwhile.
 
     Args:
-        db: An open ledger file.
+        rows: Its rows.
         key: The public key that must have signed every checkpoint.
-        path: For the messages.
 
     Raises:
         OutputError: Another process holds the file for too long, or the disk fails.
     """
-    walk = _Walk(db, key)
+    walk = _Walk(rows, key)
     problem: EarmarkError | None = None
     intact = 0
     try:
-        with store.explained(path):
+        with rows.explained():
             walk.run()
             intact = walk.size
     except (IntegrityError, FormatError) as error:
         intact = walk.proven()
-        problem = _located(error, intact, path)
+        problem = _located(error, intact, rows.name)
     return Audit(walk.signed_size, walk.signed_root.hex(), walk.checkpoints, intact, problem)
 
 
-def _located(error: EarmarkError, intact: int, path: Path) -> EarmarkError:
+def _located(error: EarmarkError, intact: int, name: str) -> EarmarkError:
     """Say where in the ledger an error lies and what is still good."""
     before = f"Entries 0 to {intact - 1} are intact." if intact else "No entry is known to be good."
     located = type(error)(
-        f"Ledger '{path}' is not as it was signed from entry {intact} on: {error.what}",
+        f"Ledger '{name}' is not as it was signed from entry {intact} on: {error.what}",
         expected=before,
         hint="Restore a backup; do not append.",
     )

@@ -96,6 +96,16 @@ def fold(peaks: Sequence[bytes]) -> bytes:
     return root
 
 
+def peak_nodes(size: int) -> list[tuple[int, int]]:
+    """Name the complete subtrees, as (level, index), that make up a tree of `size` leaves.
+
+    Example:
+        >>> peak_nodes(6)
+        [(2, 0), (1, 2)]
+    """
+    return _spans(0, size)
+
+
 def peaks_at(read: Reader, size: int) -> tuple[bytes, ...]:
     """Read the roots of the complete subtrees that make up a tree of `size` leaves."""
     return tuple(read(level, index) for level, index in _spans(0, size))

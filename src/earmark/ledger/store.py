@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from earmark.errors import (
@@ -21,7 +21,7 @@ from earmark.errors import (
     OutputError,
     UsageError,
 )
-from earmark.ledger.merkle import HASH_BYTES, Reader, address
+from earmark.ledger.rows import COLUMNS, DAMAGED, TABLES, LogRows, require_hash
 
 APPLICATION_ID = 0x45617231
 SCHEMA_VERSION = 1
@@ -32,7 +32,6 @@ _TABLES = {
     "nodes": "CREATE TABLE nodes (id INTEGER PRIMARY KEY, hash BLOB NOT NULL)",
     "checkpoints": "CREATE TABLE checkpoints (id INTEGER PRIMARY KEY, note BLOB NOT NULL)",
 }
-_DAMAGED = "Restore a backup; do not append."
 
 
 def create_file(path: Path, origin: str, vkey: str, first_note: bytes) -> None:
@@ -145,7 +144,7 @@ def _require_ledger(db: sqlite3.Connection, path: Path) -> None:
     for name, sql in db.execute("SELECT name, sql FROM sqlite_master"):
         schema[bytes(name or b"")] = bytes(sql or b"")
     if schema != {name.encode(): sql.encode() for name, sql in _TABLES.items()}:
-        raise LedgerError(f"The tables of ledger '{path}' were changed.", hint=_DAMAGED)
+        raise LedgerError(f"The tables of ledger '{path}' were changed.", hint=DAMAGED)
 
 
 @contextmanager
@@ -183,7 +182,7 @@ def _explain(path: Path, said: str) -> EarmarkError:
         )
     if "closed database" in low:
         return UsageError(f"Ledger '{path}' was closed.", hint="Open it again.")
-    return LedgerError(f"Ledger '{path}' is damaged: {said}.", hint=_DAMAGED)
+    return LedgerError(f"Ledger '{path}' is damaged: {said}.", hint=DAMAGED)
 
 
 @contextmanager
@@ -204,7 +203,7 @@ def integer(row: tuple[object, ...] | None) -> int:
     """Return the only value of a row, which must be an integer."""
     value = row[0] if row else None
     if not isinstance(value, int):
-        raise LedgerError("The ledger holds a value of the wrong type.", hint=_DAMAGED)
+        raise LedgerError("The ledger holds a value of the wrong type.", hint=DAMAGED)
     return value
 
 
@@ -216,7 +215,7 @@ def blob(row: tuple[object, ...] | None, what: str) -> bytes:
     """
     value = row[0] if row else None
     if not isinstance(value, bytes):
-        raise LedgerError(f"The ledger lacks {what}.", hint=_DAMAGED)
+        raise LedgerError(f"The ledger lacks {what}.", hint=DAMAGED)
     return value
 
 
@@ -224,47 +223,96 @@ def about(db: sqlite3.Connection) -> tuple[bytes, bytes]:
     """Return the origin and the public key that the file names."""
     rows = db.execute("SELECT origin, vkey FROM about").fetchall()
     if len(rows) != 1 or not all(isinstance(value, bytes) for value in rows[0]):
-        raise LedgerError("The ledger does not say whose it is.", hint=_DAMAGED)
+        raise LedgerError("The ledger does not say whose it is.", hint=DAMAGED)
     return rows[0]  # type: ignore[no-any-return]
 
 
-def record_at(db: sqlite3.Connection, index: int) -> bytes:
-    """Return the stored bytes of an entry, not checked against its hash."""
-    row = db.execute("SELECT record FROM entries WHERE id = ?", (index,)).fetchone()
-    return blob(row, f"entry {index}")
-
-
-def note_where(db: sqlite3.Connection, clause: str, *values: int) -> bytes | None:
-    """Return the first stored checkpoint that a clause selects, unparsed."""
-    row = db.execute(f"SELECT note FROM checkpoints {clause} LIMIT 1", values).fetchone()  # noqa: S608
-    return None if row is None else blob(row, "a checkpoint")
-
-
-def reader(db: sqlite3.Connection, fresh: dict[int, bytes] | None = None) -> Reader:
-    """Make a reader of complete nodes that remembers what it has read.
+class SqliteRows(LogRows):
+    """The rows of a log in an SQLite file.
 
     Args:
-        db: The connection.
-        fresh: Nodes by address that are known already, for instance just computed ones.
+        db: What `connect` returned.
+        path: For the messages.
     """
-    known = {} if fresh is None else fresh
 
-    def read(level: int, index: int) -> bytes:
-        place = address(level, index)
-        if place not in known:
-            row = db.execute("SELECT hash FROM nodes WHERE id = ?", (place,)).fetchone()
-            known[place] = node(row, place)
-        return known[place]
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self._db, self._path = db, path
+        self.name = str(path)
 
-    return read
+    def explained(self) -> AbstractContextManager[None]:
+        """See `explained`."""
+        return explained(self._path)
 
+    def writing(self) -> AbstractContextManager[None]:
+        """See `writing`."""
+        return writing(self._db, self._path)
 
-def node(row: tuple[object, ...] | None, place: int) -> bytes:
-    """Return a stored tree hash, which must be 32 bytes."""
-    value = blob(row, f"tree hash {place}")
-    if len(value) != HASH_BYTES:
-        raise LedgerError(f"Tree hash {place} of the ledger is no hash.", hint=_DAMAGED)
-    return value
+    def note(self, above: int | None = None) -> bytes | None:
+        """See `LogRows.note`."""
+        if above is None:
+            found = self._db.execute("SELECT note FROM checkpoints ORDER BY id DESC LIMIT 1")
+        else:
+            sql = "SELECT note FROM checkpoints WHERE id > ? ORDER BY id LIMIT 1"
+            found = self._db.execute(sql, (above,))
+        row = found.fetchone()
+        return None if row is None else blob(row, "a checkpoint")
+
+    def record(self, index: int) -> bytes:
+        """See `LogRows.record`."""
+        row = self._db.execute("SELECT record FROM entries WHERE id = ?", (index,)).fetchone()
+        return blob(row, f"entry {index}")
+
+    def nodes(self, places: Iterable[int]) -> dict[int, bytes]:
+        """See `LogRows.nodes`."""
+        found = {}
+        for place in places:
+            row = self._db.execute("SELECT hash FROM nodes WHERE id = ?", (place,)).fetchone()
+            found[place] = require_hash(row[0] if row else None, place)
+        return found
+
+    def page(self, table: str, first: int, last: int, limit: int) -> list[tuple[object, object]]:
+        """See `LogRows.page`."""
+        sql = (
+            f"SELECT id, {COLUMNS[table]} FROM {table} "  # noqa: S608 - constants
+            "WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?"
+        )
+        return self._db.execute(sql, (first, last, limit)).fetchall()
+
+    def extent(self) -> tuple[int, int, int]:
+        """See `LogRows.extent`."""
+        parts = ", ".join(
+            f"(SELECT coalesce(max(id), -1) FROM {table})"  # noqa: S608 - three constants
+            for table in TABLES
+        )
+        row = self._db.execute(f"SELECT {parts}").fetchone()
+        return integer(row[0:1]), integer(row[1:2]), integer(row[2:3])
+
+    def stray(self, entries: int, nodes: int) -> bool:
+        """See `LogRows.stray`."""
+        for table, first in (("entries", entries), ("nodes", nodes)):
+            sql = f"SELECT count(*) FROM (SELECT 1 FROM {table} WHERE id >= ? LIMIT 1)"  # noqa: S608
+            if integer(self._db.execute(sql, (first,)).fetchone()):
+                return True
+        return False
+
+    def add(
+        self,
+        first: int,
+        records: Sequence[bytes],
+        nodes: Sequence[tuple[int, bytes]],
+        size: int,
+        note: bytes,
+    ) -> None:
+        """See `LogRows.add`."""
+        self._db.executemany("INSERT INTO entries VALUES (?, ?)", enumerate(records, start=first))
+        self._db.executemany("INSERT INTO nodes VALUES (?, ?)", nodes)
+        self._db.execute("INSERT INTO checkpoints VALUES (?, ?)", (size, note))
+
+    def problems(self) -> Iterator[str]:
+        """Ask SQLite about the parts of the file that hold no content."""
+        for (said,) in self._db.execute("PRAGMA integrity_check(1)"):
+            if said != b"ok":
+                yield f"SQLite reports: {said.decode('utf-8', 'replace')}."
 
 
 def sync_folder(path: Path) -> None:
