@@ -1,7 +1,8 @@
-"""The list of schemes, locks and attacks: one line each, loaded when used.
+"""The list of schemes, locks, attacks and forgeries: one line each, loaded when used.
 
-A third party adds to it through the entry-point groups ``earmark.schemes``, ``earmark.locks`` and
-``earmark.attacks``. Listings, help, sweeps and the conformance tests follow from this list.
+A third party adds to it through the entry-point groups ``earmark.schemes``, ``earmark.locks``,
+``earmark.attacks`` and ``earmark.forgeries``. Listings, help, sweeps and the conformance tests
+follow from this list.
 """
 
 from __future__ import annotations
@@ -80,11 +81,33 @@ ATTACKS: dict[str, str] = {
     "transformer-gauge": "earmark.attacks.refactor:TransformerGauge",
 }
 
-_KINDS: dict[str, dict[str, str]] = {"scheme": SCHEMES, "lock": LOCKS, "attack": ATTACKS}
+FORGERIES: dict[str, str] = {
+    "center-fit": "earmark.bench.forgeries:CenterFit",
+    "hash-grinding": "earmark.bench.forgeries:HashGrinding",
+    "head-fit": "earmark.bench.forgeries:HeadFit",
+    "key-grinding": "earmark.bench.forgeries:KeyGrinding",
+    "passport-fit": "earmark.bench.forgeries:PassportFit",
+    "pre-registration": "earmark.bench.forgeries_log:PreRegistration",
+    "replay": "earmark.bench.forgeries_log:Replay",
+    "sign-fit": "earmark.bench.forgeries:SignFit",
+    "transferable-triggers": "earmark.bench.forgeries:TransferableTriggers",
+    "trigger-selection": "earmark.bench.forgeries:TriggerSelection",
+}
+
+_KINDS: dict[str, dict[str, str]] = {
+    "scheme": SCHEMES,
+    "lock": LOCKS,
+    "attack": ATTACKS,
+    "forgery": FORGERIES,
+}
+_GROUPS = {"forgery": "earmark.forgeries"}
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """Return the names of one kind ("scheme", "lock" or "attack"), ours and third parties'.
+    """Return the names of one kind, ours and third parties'.
+
+    Args:
+        kind: "scheme", "lock", "attack" or "forgery".
 
     Example:
         >>> "mtlsign" in names("scheme")
@@ -94,7 +117,8 @@ def names(kind: str) -> tuple[str, ...]:
 
 
 def _targets(kind: str) -> dict[str, str]:
-    foreign = {item.name: item.value for item in entry_points(group=f"earmark.{kind}s")}
+    group = _GROUPS.get(kind, f"earmark.{kind}s")
+    foreign = {item.name: item.value for item in entry_points(group=group)}
     return foreign | _KINDS[kind]
 
 

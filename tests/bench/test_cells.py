@@ -6,7 +6,7 @@ import pytest
 
 from earmark.attacks.chain import Chain
 from earmark.bench.battery import BATTERIES, attacks_of
-from earmark.bench.cells import Cell, Step, parse, step_of
+from earmark.bench.cells import Cell, Means, Step, parse, step_of
 from earmark.bench.plan import Plan
 from earmark.bench.run import build
 from earmark.errors import FileError, FormatError, RecordError, UnknownNameError, UsageError
@@ -20,8 +20,8 @@ def test_the_digest_depends_on_the_content_and_on_nothing_else():
         Cell({"a": 1, "b": 3}, one.attack, 3),
         Cell(one.subject, (), 3),
         Cell(one.subject, one.attack, 4),
-        Cell(one.subject, one.attack, 3, data_fraction=0.25),
-        Cell(one.subject, one.attack, 3, labels=False),
+        Cell(one.subject, one.attack, 3, means=Means(data_fraction=0.25)),
+        Cell(one.subject, one.attack, 3, means=Means(labels=False)),
     ]
     assert len({cell.digest() for cell in [one, *others]}) == 6
     assert Cell.from_bytes(one.canonical()) == one

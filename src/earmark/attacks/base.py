@@ -48,6 +48,7 @@ class Budget:
             `data_fraction` of the training batches.
         data_fraction: Share of the training data, 0 to 1.
         labels: Whether that data is labelled.
+        epochs: Most epochs of any training of his, or null for what the attack asks for.
         queries: Queries to the stolen model, or null for any number.
         knowledge: L0 to L3.
         shards: Revealed shards, for knowledge L3.
@@ -55,12 +56,13 @@ class Budget:
             other customers' copies.
 
     Raises:
-        UsageError: The fraction lies outside 0 to 1.
+        UsageError: The fraction lies outside 0 to 1, or there is no epoch.
     """
 
     task: Task
     data_fraction: float = 0.5
     labels: bool = True
+    epochs: int | None = None
     queries: int | None = None
     knowledge: Knowledge = Knowledge.NOTHING
     shards: tuple[Shard, ...] = field(default=(), repr=False)
@@ -69,6 +71,12 @@ class Budget:
     def __post_init__(self) -> None:
         if not 0 <= self.data_fraction <= 1:
             raise UsageError(f"A data fraction of {self.data_fraction} lies outside 0 to 1.")
+        if self.epochs is not None and self.epochs < 1:
+            raise UsageError(f"A budget of {self.epochs} epochs.", expected="At least 1, or null.")
+
+    def granted(self, epochs: int) -> int:
+        """Return as many epochs as were asked for and the budget allows."""
+        return epochs if self.epochs is None else min(epochs, self.epochs)
 
     def data(self, *, seed: int) -> Iterator[Tree]:
         """Yield one epoch of the attacker's training batches.

@@ -67,7 +67,8 @@ def _learn(
 ) -> nn.Module:
     """Train a student with the task's own recipe, some times as many epochs."""
     own = Recipe.of(budget.task.recipe)
-    settings = replace(own, epochs=max(1, round(epochs * own.epochs)), clip=own.clip or 5.0)
+    asked = budget.granted(max(1, round(epochs * own.epochs)))
+    settings = replace(own, epochs=asked, clip=own.clip or 5.0)
 
     def stream(epoch: int) -> Iterable[Tree]:
         if data is None:

@@ -153,3 +153,43 @@ def answers_of(model: nn.Module, inputs: Tensor) -> Tensor:
     with taps.frozen_forward(model):
         found: Tensor = model(inputs).argmax(1)
     return found
+
+
+def fit_passport(weights: Tensor, scales: Tensor, *, seed: int) -> Tensor:
+    """Find a passport under which a layer gives the scales that its network works with.
+
+    Args:
+        weights: The layer's weights (units, ...), with no fewer entries a unit than units.
+        scales: (units,), the scales of the stolen network, one a unit.
+        seed: Seed of the random passport to start from.
+
+    Returns:
+        A passport of the shape of one unit's weights: its product with each unit's weights is that
+        unit's scale. It is a random one, moved as little as possible.
+
+    Raises:
+        UsageError: Fewer entries than units.
+
+    Source:
+        The ambiguity attack on passports (Chen et al. 2023, on Fan, Ng and Chan 2019). Theirs
+        trains a block in front of the passport; where scales are linear in the passport, the
+        least-squares step here is exact and needs no data.
+
+    Example:
+        >>> weights = torch.randn(4, 9)
+        >>> passport = fit_passport(weights, torch.ones(4), seed=1)
+        >>> bool(((weights @ passport) - 1).abs().max() < 1e-4)
+        True
+    """
+    flat = weights.detach().flatten(1).double()
+    if flat.shape[1] < flat.shape[0]:
+        raise UsageError(
+            f"A passport of {flat.shape[1]} entries cannot fit {flat.shape[0]} scales.",
+            expected="No fewer entries than units.",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(flat.shape[1], generator=generator).double()
+    missing = scales.detach().double() - flat @ start
+    found = start + torch.linalg.lstsq(flat, missing[:, None]).solution[:, 0]
+    passport: Tensor = found.view(weights.shape[1:]).float()
+    return passport

@@ -99,9 +99,9 @@ def recipe(
     warmup: float = 0.1,
     weight_decay: float = 5e-4,
 ) -> Recipe:
-    """Return a recipe with the task's own precision and with gradients clipped at norm 5."""
+    """Return a recipe within the budget, of the task's precision, gradients clipped at norm 5."""
     return Recipe(
-        epochs=epochs,
+        epochs=budget.granted(epochs),
         lr=lr,
         optimizer=optimizer,
         schedule=schedule,
@@ -136,6 +136,7 @@ def tune(
     """
     if loss is None:
         loss = budget.task.loss if budget.labels else answers(model, budget)
+    own = whole if budget.labels else limited
     return train(
         budget.task,
         seed=seed,
@@ -143,7 +144,7 @@ def tune(
         model=model,
         mark=hook,
         loss=loss,
-        data=lambda epoch: list(budget.data(seed=epoch)),
+        data=lambda epoch: own(budget, seed=epoch),
         label="attack",
     ).model
 
@@ -282,21 +283,27 @@ def with_image(batch: Tree, inputs: Tensor) -> Tree:
     return inputs
 
 
+def whole(budget: Budget, *, seed: int) -> list[Tree]:
+    """Return an epoch of the attacker's batches."""
+    return list(budget.data(seed=seed))
+
+
 def limited(budget: Budget, *, seed: int) -> list[Tree]:
-    """Return an epoch of the attacker's batches, no more samples than he may send as queries."""
-    parts: list[Tree] = []
-    left = budget.queries
-    for part in budget.data(seed=seed):
-        if left is None:
-            parts.append(part)
-            continue
-        take = min(left, batches.size(part))
-        if take > 1:
-            parts.append(batches.take(part, slice(0, take)))
-        left -= take
-    if not parts:
-        raise UsageError("The budget allows no query.", expected="At least 2.")
-    return parts
+    """Return an epoch of those of the attacker's samples that he may send as queries.
+
+    They are the same in every epoch, in another order.
+
+    Raises:
+        UsageError: The budget allows fewer than two queries.
+    """
+    if budget.queries is None:
+        return whole(budget, seed=seed)
+    if budget.queries < 2:
+        raise UsageError(f"The budget allows {budget.queries} queries.", expected="At least 2.")
+    pool = samples(budget, budget.queries, seed=0)
+    step = batches.size(next(budget.data(seed=0)))
+    order = torch.randperm(batches.size(pool), generator=torch.Generator().manual_seed(seed))
+    return [batches.take(pool, part) for part in torch.split(order, step) if len(part) > 1]
 
 
 @contextmanager

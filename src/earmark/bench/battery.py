@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from earmark.bench.cells import Cell, Step, parse
+from earmark.bench.cells import Cell, Means, Step, parse
 from earmark.bench.executor import Executor
 from earmark.bench.rows import Row
 from earmark.bench.run import run_cells
@@ -171,8 +171,7 @@ def run_battery(
     path: str | Path,
     *,
     seeds: Sequence[int] = (0,),
-    data_fraction: float = 0.5,
-    labels: bool = True,
+    means: Means | None = None,
     more: Sequence[str] = (),
     executor: Executor | None = None,
     events: Events = SILENT,
@@ -184,8 +183,8 @@ def run_battery(
         name: "quick", "standard", "full" or "transformer".
         path: The rows' file.
         seeds: Seeds of the attacks; attacks without chance run once all the same for each.
-        data_fraction: Share of the training data that the attacker holds.
-        labels: Whether his data are labelled.
+        means: What the attacker has and knows; by default half the training data, labelled, and
+            the carrier.
         more: Further attacks, as plans write them.
         executor: The engine; by default this process.
         events: Who hears of the progress.
@@ -198,7 +197,7 @@ def run_battery(
         parse(text, kind="attack") for text in (*attacks_of(name), *more)
     ]
     pairs = [
-        (subject, Cell(about, chain, seed, data_fraction, labels))
+        (subject, Cell(about, chain, seed, means or Means()))
         for chain in dict.fromkeys(chains)
         for seed in (seeds if chain else seeds[:1])
     ]

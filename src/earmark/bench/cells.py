@@ -138,6 +138,61 @@ def _from_text(text: str, kind: str) -> Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Means(Record):
+    """What the attacker has and knows, as a value; a cell's digest covers it.
+
+    Args:
+        data_fraction: Share of the training data that he holds, 0 to 1.
+        labels: Whether his data are labelled.
+        epochs: Most epochs of any training of his, or null for what the attack asks for.
+        queries: Queries to the stolen model, or null for any number.
+        knowledge: 0 nothing, 1 scheme and code, 2 also the carrier, 3 also revealed shards.
+
+    Raises:
+        UsageError: A value out of range.
+
+    Example:
+        >>> Means(labels=False, queries=1000).knowledge
+        2
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/means/1"
+    data_fraction: float = 0.5
+    labels: bool = True
+    epochs: int | None = None
+    queries: int | None = None
+    knowledge: int = 2
+
+    def __post_init__(self) -> None:
+        low = min(1 if item is None else item for item in (self.epochs, self.queries))
+        if not 0 <= self.data_fraction <= 1 or low < 1 or not 0 <= self.knowledge <= 3:
+            raise UsageError(
+                f"An attacker with a data fraction of {self.data_fraction}, {self.epochs} epochs, "
+                f"{self.queries} queries and knowledge L{self.knowledge}.",
+                expected="A fraction of 0 to 1, at least 1 epoch and 1 query, L0 to L3.",
+            )
+
+    def sentence(self) -> str:
+        """Return the means in one sentence, for pages.
+
+        Example:
+            >>> Means(0.3).sentence()
+            'The attacker holds 30 % of the training data, labelled, and knows the carrier (L2).'
+        """
+        knows = ("nothing of the mark", "the scheme", "the carrier", "revealed shards")
+        limits = [
+            f", for at most {count:,} {name}"
+            for count, name in ((self.epochs, "epochs a training"), (self.queries, "queries"))
+            if count is not None
+        ]
+        labels = "labelled" if self.labels else "without labels"
+        return (
+            f"The attacker holds {self.data_fraction:.0%} of the training data, {labels}, and "
+            f"knows {knows[self.knowledge]} (L{self.knowledge}){''.join(limits)}."
+        ).replace("%", " %")
+
+
+@dataclass(frozen=True, slots=True)
 class Cell(Record):
     """One measurement: a marked (or unmarked) model, an attack, and a seed.
 
@@ -145,8 +200,7 @@ class Cell(Record):
         subject: What is attacked, as its subject describes itself.
         attack: The attack's steps; none for the model as it is.
         seed: Seed of the attack.
-        data_fraction: Share of the training data that the attacker holds.
-        labels: Whether his data are labelled.
+        means: What the attacker has and knows.
 
     Example:
         >>> cell = Cell({"kind": "demo"}, (Step("noise"),), 0)
@@ -154,12 +208,11 @@ class Cell(Record):
         True
     """
 
-    SCHEMA: ClassVar[str] = "earmark/cell/1"
+    SCHEMA: ClassVar[str] = "earmark/cell/2"
     subject: Mapping[str, Json]
     attack: tuple[Step, ...]
     seed: int
-    data_fraction: float = 0.5
-    labels: bool = True
+    means: Means = field(default_factory=Means)
 
     def __hash__(self) -> int:
         return hash(self.digest())

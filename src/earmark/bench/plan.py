@@ -12,7 +12,8 @@
     payloads = 1  # keys for each network and seed
     unmarked = true  # also measure every key on unmarked twins
     samples = 0  # training images, 0 for all
-    data_fraction = 0.5  # what the attacker holds
+    tests = 0  # test images, 0 for all
+    data_fraction = 0.5  # what the attacker holds; also: labels, epochs, queries, knowledge
     recipe = { epochs = 3 }
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 
 from earmark import files
 from earmark.bench.battery import attacks_of
-from earmark.bench.cells import Cell, Step, parse
+from earmark.bench.cells import Cell, Means, Step, parse
 from earmark.bench.run import Pair
 from earmark.bench.subjects import ZooSubject
 from earmark.bench.zoo import NETWORKS
@@ -51,8 +52,9 @@ class Plan:
         payloads: Keys for each scheme, network, data set and seed.
         unmarked: Whether every key is also measured on unmarked twins.
         samples: Training images; 0 takes all.
-        data_fraction: Share of the training data that the attacker holds.
-        labels: Whether his data are labelled.
+        tests: Test images; 0 takes all.
+        data_fraction, labels, epochs, queries, knowledge: What the attacker has and knows, see
+            :class:`earmark.bench.cells.Means`.
         recipe: Changes to the networks' usual training settings.
 
     Raises:
@@ -73,8 +75,12 @@ class Plan:
     payloads: int = 1
     unmarked: bool = False
     samples: int = 0
+    tests: int = 0
     data_fraction: float = 0.5
     labels: bool = True
+    epochs: int | None = None
+    queries: int | None = None
+    knowledge: int = 2
     recipe: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,11 +96,17 @@ class Plan:
                 f"Plan '{self.name}' has {', '.join(problems)}.",
                 expected=f"Networks: {', '.join(NETWORKS)}. Data sets: {', '.join(DATA)}.",
             )
-        if self.payloads < 1 or self.samples < 0 or not 0 <= self.data_fraction <= 1:
+        if self.payloads < 1 or min(self.samples, self.tests) < 0:
             raise UsageError(
-                f"Plan '{self.name}' has {self.payloads} payloads, {self.samples} samples and a "
-                f"data fraction of {self.data_fraction}."
+                f"Plan '{self.name}' has {self.payloads} payloads, {self.samples} samples and "
+                f"{self.tests} test images."
             )
+        _ = self.means
+
+    @property
+    def means(self) -> Means:
+        """What the attacker has and knows."""
+        return Means(self.data_fraction, self.labels, self.epochs, self.queries, self.knowledge)
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Plan:  # Any: TOML values
@@ -160,13 +172,11 @@ class Plan:
                 payload=payload,
                 marked=marked,
                 samples=self.samples,
+                tests=self.tests,
                 recipe=self.recipe,
             )
             about = subject.describe()
-            found += [
-                (subject, Cell(about, attack, seed, self.data_fraction, self.labels))
-                for attack in self.attacks
-            ]
+            found += [(subject, Cell(about, attack, seed, self.means)) for attack in self.attacks]
         return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from earmark import __version__, policy
 from earmark.bench import rows
@@ -53,46 +54,60 @@ def build(steps: Sequence[Step], ground: Ground) -> Attack | None:
 def measure(ground: Ground, cell: Cell) -> Trial:
     """Run one cell on an opened subject; what fails becomes a row with an error."""
     started = time.perf_counter()
-    evidence, utility, cost, error = None, None, None, None
+    utility, cost = None, None
     try:
-        evidence, utility, cost = _attack(ground, cell)
+        model, cost = attacked(ground, cell)
+        utility = ground.task.evaluate(model) if cell.attack else ground.utility
+        evidence = read(ground, ground.task.host(model))
+        return _trial(ground, cell, started, evidence=evidence, utility=utility, cost=cost)
     except EarmarkError as problem:
         error = str(problem)
     except Exception as problem:  # noqa: BLE001 - a crash of an attack is a row, not a gap
         error = f"{type(problem).__name__}: {problem}"
-    return _trial(ground, cell, started, evidence, utility, cost, error)
+    return _trial(ground, cell, started, utility=utility, cost=cost, error=error)
 
 
-def _attack(ground: Ground, cell: Cell) -> tuple[Evidence, float, float | None]:
+def attacked(ground: Ground, cell: Cell) -> tuple[nn.Module, float | None]:
+    """Run a cell's attack on an opened subject.
+
+    Args:
+        ground: The subject, opened.
+        cell: The attack with its seed and means.
+
+    Returns:
+        The attacked model (the subject's own for no attack), and what it cost relative to training.
+
+    Raises:
+        EarmarkError: The attack does not fit the model, or the means do not suffice.
+    """
     from earmark.attacks.base import Budget, Knowledge
 
     attack = build(cell.attack, ground)
-    model, cost = ground.model, 0.0
-    utility = ground.utility
-    if attack is not None:
-        budget = Budget(
-            ground.task,
-            data_fraction=cell.data_fraction,
-            labels=cell.labels,
-            knowledge=Knowledge.CARRIER,
-        )
-        start = time.process_time()
-        model = attack.run(ground.model, budget, seed=cell.seed)
-        cost = time.process_time() - start
-        utility = ground.task.evaluate(model)
-    evidence = read(ground, ground.task.host(model))
-    share = cost / ground.train_seconds if ground.train_seconds else None
-    return evidence, utility, share
+    if attack is None:
+        return ground.model, 0.0
+    budget = Budget(
+        ground.task,
+        data_fraction=cell.means.data_fraction,
+        labels=cell.means.labels,
+        epochs=cell.means.epochs,
+        queries=cell.means.queries,
+        knowledge=Knowledge(cell.means.knowledge),
+    )
+    start = time.process_time()
+    model = attack.run(ground.model, budget, seed=cell.seed)
+    cost = time.process_time() - start
+    return model, cost / ground.train_seconds if ground.train_seconds else None
 
 
 def _trial(
     ground: Ground,
     cell: Cell,
     started: float,
-    evidence: Evidence | None,
-    utility: float | None,
-    cost: float | None,
-    error: str | None,
+    *,
+    evidence: Evidence | None = None,
+    utility: float | None = None,
+    cost: float | None = None,
+    error: str | None = None,
 ) -> Trial:
     scheme, host, data = ground.names
     return Trial(

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from earmark.bench.cells import Cell, Step, parse
+from earmark.bench.cells import Cell, Means, Step, parse
 from earmark.bench.run import run_cells
 from earmark.bench.subjects import Subject
 from earmark.errors import UsageError
+from earmark.events import SILENT, Events
 from earmark.records import Trial
 
 Genes = tuple[Step, ...]
@@ -161,7 +162,8 @@ def search_subject(
     seed: int,
     tolerance: float = 2.0,
     pool: Sequence[str] = POOL,
-    data_fraction: float = 0.5,
+    means: Means | None = None,
+    events: Events = SILENT,
 ) -> list[Candidate]:
     """Search the cheapest chain against one model; every measurement is a row, so it resumes.
 
@@ -172,7 +174,8 @@ def search_subject(
         seed: Seed of the search and of every attack in it.
         tolerance: Points of utility that the thief gives up.
         pool: Attacks to build chains from.
-        data_fraction: Share of the training data that the attacker holds.
+        means: What the attacker has and knows.
+        events: Who hears of the progress.
 
     Returns:
         Every chain that was measured, the best first.
@@ -180,7 +183,8 @@ def search_subject(
     about = subject.describe()
 
     def evaluate(chain: Genes) -> Trial:
-        (row,) = run_cells([(subject, Cell(about, chain, seed, data_fraction))], path)
+        events.note(" >> ".join(step.label() for step in chain))
+        (row,) = run_cells([(subject, Cell(about, chain, seed, means or Means()))], path)
         return row.trial
 
     return search(evaluate, evaluations=evaluations, seed=seed, tolerance=tolerance, pool=pool)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
+from earmark import codec
 from earmark.bench.rows import Row
 from earmark.codec import Json
 from earmark.policy import Policy, judge
@@ -64,6 +65,20 @@ def export(rows: Sequence[Row], policy: Policy | None = None) -> dict[str, Json]
             "machine": machines,
         },
     }
+
+
+def lines(rows: Sequence[Row], policy: Policy | None = None) -> bytes:
+    """Return the same figures as JSON lines: one for each modification, then what is common.
+
+    Args:
+        rows: Rows of one plan or battery.
+        policy: As in :func:`export`.
+    """
+    made = export(rows, policy)
+    entries = made.pop("robustness")
+    assert isinstance(entries, list)
+    every: list[Json] = [*entries, made]
+    return b"".join(codec.canonical(entry) + b"\n" for entry in every)
 
 
 def _entry(key: tuple[str, str], counts: _Counts, policy: Policy) -> dict[str, Json]:

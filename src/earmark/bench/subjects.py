@@ -29,7 +29,7 @@ from earmark.keys.secret import Key
 from earmark.schemes.base import Scheme
 from earmark.schemes.embedding import embed, fresh_model
 from earmark.task import Task, load_task
-from earmark.training import train
+from earmark.training import Recipe, train
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class ZooSubject(Subject):
         payload: Number of the key.
         marked: Whether the model bears the mark.
         samples: Training images; 0 takes all.
+        tests: Test images; 0 takes all.
         recipe: Changes to the network's usual training settings.
 
     The key's candidate inputs are the last training images; neither the task nor the attacker has
@@ -102,6 +103,7 @@ class ZooSubject(Subject):
     payload: int = 0
     marked: bool = True
     samples: int = 0
+    tests: int = 0
     recipe: Mapping[str, Json] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Json]:
@@ -116,6 +118,7 @@ class ZooSubject(Subject):
             "payload": self.payload,
             "marked": self.marked,
             "samples": self.samples,
+            "tests": self.tests,
             "recipe": dict(self.recipe),
         }
 
@@ -133,8 +136,8 @@ class ZooSubject(Subject):
     def open(self) -> Ground:
         """Load the model, or train and keep it."""
         torch.set_num_threads(1)
-        images = load(self.data)
-        images = images.subset(self.samples) if self.samples else images
+        whole = load(self.data)
+        images = whole.subset(self.samples or len(whole.train), test=self.tests or None)
         scheme = self.scheme.scheme()
         task, inputs = self._split(images, scheme)
         key = self._key(task, scheme, inputs)
@@ -200,7 +203,7 @@ class ReleaseSubject(Subject):
         vault: The vault's folder.
         key: Beginning of the key's id.
         passphrase: Opens the key; it goes to worker processes by pipe and to no file.
-        train_seconds: CPU seconds of the training, if known, to relate costs to.
+        train_seconds: CPU seconds of the training, to relate costs to; estimated if null.
     """
 
     release: str
@@ -241,7 +244,26 @@ class ReleaseSubject(Subject):
             vault.close()
         scheme = registry.scheme(key.layout.scheme)
         names = (scheme.name, Path(self.release).stem, task.name)
-        return Ground(task, model, scheme, key, task.evaluate(model), self.train_seconds, names)
+        spent = self.train_seconds or training_seconds(task)
+        return Ground(task, model, scheme, key, task.evaluate(model), spent, names)
+
+
+def training_seconds(task: Task, *, steps: int = 12) -> float:
+    """Estimate the CPU seconds of a whole training by the task's recipe from some of its steps.
+
+    Args:
+        task: The task.
+        steps: Steps to time, after as many that are not timed.
+    """
+    recipe = Recipe.of(task.recipe, epochs=1)
+    parts = list(task.stream("train", 0))
+    some = [parts[i % len(parts)] for i in range(steps)]
+    model, spent = fresh_model(task, 0), 0.0
+    for _ in range(2):
+        start = time.process_time()
+        train(task, seed=0, recipe=recipe, model=model, data=lambda _epoch: some)
+        spent = time.process_time() - start
+    return spent * len(parts) / steps * Recipe.of(task.recipe).epochs
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from earmark import stats
-from earmark.policy import Policy, judge
+from earmark.policy import Policy
 from earmark.records import Trial
 
 TIGHT, WIDE = 2.0, 5.0
@@ -62,7 +62,7 @@ def lines(trials: Sequence[Trial], policy: Policy | None = None) -> list[Line]:
 
 def _line(key: tuple[str, str, str, str], group: Sequence[Trial], policy: Policy) -> Line:
     measured = [trial for trial in group if trial.evidence is not None]
-    bits = [judge(trial.evidence, policy).bits for trial in measured if trial.evidence is not None]
+    bits = [trial.bits or 0.0 for trial in measured]
     lost = [
         trial.utility_before - trial.utility
         for trial in measured

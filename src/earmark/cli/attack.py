@@ -1,44 +1,91 @@
-"""`earmark attack`: attack a marked model, once or with a battery."""
+"""`earmark attack`: one attack, a battery of them, or a search for the cheapest chain."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from earmark import policy, registry
+from earmark import policy
 from earmark.cli import options
 from earmark.cli.output import Bars, emit, line
 from earmark.codec import Json
 from earmark.errors import UsageError
-from earmark.vault import Vault
 
 if TYPE_CHECKING:
+    from earmark.bench.cells import Cell, Means
+    from earmark.bench.subjects import Ground, ReleaseSubject
     from earmark.records import Evidence
-    from earmark.task import Task
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What every form of the command works with.
+
+    Args:
+        subject: The release with its task and key.
+        means: What the attacker has and knows.
+        out: A file for one attack, else a folder.
+        quiet: No progress, no notes.
+        as_json: One JSON document.
+    """
+
+    subject: ReleaseSubject
+    means: Means
+    out: Path
+    quiet: bool
+    as_json: bool
+
+    def bars(self) -> Bars:
+        """Return progress bars, if they are wanted."""
+        return Bars(quiet=self.quiet or self.as_json)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What one attack left.
+
+    Args:
+        utility: Utility after it.
+        cost: Compute relative to a training, or null.
+        evidence: What was counted, aligned to the release where that is needed.
+    """
+
+    utility: float
+    cost: float | None
+    evidence: Evidence
 
 
 @click.command(
     "attack",
-    epilog="Example:  earmark attack release.safetensors --task task.py --attack prune -o out",
+    epilog="Example:  earmark attack release.safetensors --task task.py --battery quick -o out",
 )
 @click.argument("release", type=click.Path(path_type=Path))
 @options.required_task_option
-@click.option("--attack", "attack_name", help="One attack; see earmark attacks.")
+@click.option("--attack", "attack_name", metavar="NAME[:PRESET] [>> ...]",
+              help="One attack or a chain; see earmark attacks.")  # fmt: skip
 @click.option(
     "--battery",
-    type=click.Choice(["quick", "standard", "full"]),
+    type=click.Choice(["quick", "standard", "full", "transformer"]),
     help="Many attacks; rows and a page are written to --out.",
 )
+@click.option("--search", "evaluations", type=click.IntRange(min=1), metavar="N",
+              help="Search the cheapest chain of attacks, measuring N chains.")  # fmt: skip
 @options.settings_option
 @click.option("--data", "fraction", type=click.FloatRange(0, 1), default=0.5, show_default=True,
               help="Share of the training data that the attacker holds.")  # fmt: skip
+@click.option("--no-labels", is_flag=True, help="His data have no labels.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Most epochs of any training of his.")
+@click.option("--queries", type=click.IntRange(min=1), help="Most inputs that he may ask about.")
+@click.option("--level", type=click.IntRange(0, 3), default=2, show_default=True,
+              help="What he knows: 0 nothing, 1 the scheme, 2 the layer, 3 shards.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--key", "key_name", default="", help="Beginning of the key's id.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True,
-              help="The attacked model, or the battery's folder.")  # fmt: skip
+              help="The attacked model, or the folder of a battery or search.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
 @options.vault_option
 @options.passphrase_option
@@ -50,8 +97,13 @@ def command(
     task_path: Path,
     attack_name: str | None,
     battery: str | None,
+    evaluations: int | None,
     settings: tuple[str, ...],
     fraction: float,
+    no_labels: bool,
+    epochs: int | None,
+    queries: int | None,
+    level: int,
     seed: int,
     seeds: int,
     key_name: str,
@@ -64,78 +116,71 @@ def command(
 ) -> int:
     """Attack a marked model and measure what is left of the mark.
 
-    With --attack, writes the attacked model. With --battery, writes rows (JSON lines) and a page to
-    a folder, and goes on where it was interrupted.
+    With --attack, writes the attacked model. With --battery, writes rows (JSON lines, also in the
+    layout of IEEE 3304) and a page to a folder. With --search, looks for the chain of attacks that
+    leaves least evidence at the same utility. Battery and search go on where they were interrupted.
     """
-    if (attack_name is None) == (battery is None):
-        raise UsageError("Say what to run.", expected="Either --attack NAME or --battery NAME.")
-    if battery is not None:
-        from earmark.cli.battery import run_battery
+    if sum(item is not None for item in (attack_name, battery, evaluations)) != 1:
+        raise UsageError(
+            "Say what to run.", expected="One of --attack NAME, --battery NAME and --search N."
+        )
+    from earmark.bench.cells import Means
+    from earmark.bench.subjects import ReleaseSubject
+    from earmark.cli import battery as many
 
-        return run_battery(
-            release, task_path, battery,
-            key_name=key_name, vault_path=vault_path, passphrase_file=passphrase_file, out=out,
-            seeds=seeds, workers=workers, fraction=fraction, quiet=quiet, as_json=as_json,
-        )  # fmt: skip
-    return _once(
-        release, task_path, str(attack_name),
-        settings=settings, fraction=fraction, seed=seed, key_name=key_name, out=out,
-        vault_path=vault_path, passphrase_file=passphrase_file, quiet=quiet, as_json=as_json,
+    subject = ReleaseSubject(
+        str(release), str(task_path), str(vault_path),
+        key=key_name, passphrase=options.passphrase(passphrase_file),
     )  # fmt: skip
+    means = Means(fraction, not no_labels, epochs, queries, level)
+    wish = Wish(subject, means, out, quiet=quiet, as_json=as_json)
+    if battery is not None:
+        return many.run_battery(wish, battery, seeds=seeds, workers=workers)
+    if evaluations is not None:
+        return many.run_search(wish, evaluations, seed=seed)
+    return _once(wish, str(attack_name), settings, seed)
 
 
-def _once(
-    release: Path,
-    task_path: Path,
-    name: str,
-    *,
-    settings: tuple[str, ...],
-    fraction: float,
-    seed: int,
-    key_name: str,
-    out: Path,
-    vault_path: Path,
-    passphrase_file: Path | None,
-    quiet: bool,
-    as_json: bool,
-) -> int:
-    from earmark.attacks.base import Budget, Knowledge
+def _once(wish: Wish, name: str, settings: tuple[str, ...], seed: int) -> int:
+    """Run one attack, measure as the battery does, and write the attacked model."""
+    from earmark.bench import run
+    from earmark.bench.cells import Cell, Step, parse
+    from earmark.bench.reading import read
     from earmark.hosts.files import save_release
-    from earmark.hosts.suspects import load_suspect
-    from earmark.task import load_task
 
-    attack = registry.attack(name, **options.parse_settings(settings))
-    task = load_task(task_path)
-    model = load_suspect(task.model(), release)
-    vault = Vault.open(vault_path)
-    key = vault.key(key_name, options.passphrase(passphrase_file))
-    scheme = registry.scheme(key.layout.scheme)
-    bars = Bars(quiet=quiet or as_json)
-    bars.note(f"attack with {name} ...")
-    budget = Budget(task, data_fraction=fraction, knowledge=Knowledge.CARRIER)
-    attacked = attack.run(model, budget, seed=seed)
-    evidence = scheme.measure(task.host(attacked), key)
-    before, after = task.evaluate(model), task.evaluate(attacked)
-    save_release(attacked, out)
-    return _say(name, task, evidence, before=before, after=after, out=out, as_json=as_json)
+    steps = parse(name, kind="attack")
+    more = options.parse_settings(settings)
+    if more and len(steps) != 1:
+        raise UsageError("--set goes with a single attack.", expected="Presets in a chain.")
+    if more:
+        steps = (Step(steps[0].name, {**steps[0].settings, **more}),)
+        steps[0].attack()
+    wish.bars().note(f"attack with {name} ...")
+    ground = wish.subject.open()
+    cell = Cell(wish.subject.describe(), steps, seed, wish.means)
+    model, cost = run.attacked(ground, cell)
+    save_release(model, wish.out)
+    found = Left(ground.task.evaluate(model), cost, read(ground, ground.task.host(model)))
+    return _say(wish, cell, ground, found)
 
 
-def _say(
-    name: str, task: Task, evidence: Evidence, *, before: float, after: float, out: Path,
-    as_json: bool,
-) -> int:  # fmt: skip
-    verdict = policy.judge(evidence)
+def _say(wish: Wish, cell: Cell, ground: Ground, found: Left) -> int:
+    verdict = policy.judge(found.evidence)
+    change = found.utility - ground.utility
+    cost = "not known" if found.cost is None else f"about {found.cost:.1%} of a training"
     lines = [
-        line("attack", name),
-        line("utility", f"{after:.2f}  ({after - before:+.2f})  on {task.name}"),
+        line("attack", cell.label()),
+        line("utility", f"{found.utility:.2f}  ({change:+.2f})  on {ground.task.name}"),
         line("mark", f"{verdict.outcome.value}: {verdict.reason}"),
-        f"{out} written.",
+        line("cost", cost),
+        f"{wish.out} written.",
     ]
     payload: dict[str, Json] = {
-        "attack": name,
-        "utility_before": before,
-        "utility": after,
-        "evidence": evidence.to_json(),
+        "attack": cell.label(),
+        "utility_before": ground.utility,
+        "utility": found.utility,
+        "cost": found.cost,
+        "evidence": found.evidence.to_json(),
         "verdict": verdict.to_json(),
     }
-    return emit("attack", lines, payload, as_json=as_json)
+    return emit("attack", lines, payload, as_json=wish.as_json)

@@ -106,15 +106,18 @@ def _removes(item: AttackRow, asked: str) -> Markup:
 
 def _cost(item: AttackRow) -> str:
     """Say what the attacker paid, with the range over runs."""
+    compute = ""
+    if item.cost is not None:
+        compute = f" and {number(100 * item.cost[1])}{THIN}% of a training's compute"
     if item.lost is None:
-        return ", at a cost that was not measured"
+        return f", at a cost{compute.replace(' and', ' of')} and in utility that was not measured"
     low, median, high = item.lost
     around = ""
     if item.runs > 1 and low != high:
         around = f" ({number(low)} to {number(high)})"
     if median <= 0:
-        return f", at no cost in utility{around}"
-    return f", at a cost of {number(median)} points of utility{around}"
+        return f", at no cost in utility{around}{compute}"
+    return f", at a cost of {number(median)} points of utility{around}{compute}"
 
 
 def _price(item: AttackRow) -> float:
@@ -194,7 +197,7 @@ def attack_table(rows: Sequence[AttackRow], utility_name: str) -> Markup:
         rows: Attacks, summed up.
         utility_name: What the utility is called.
     """
-    columns = ("attack", utility_name, "points lost", "hits", "bits left", "mark stands")
+    columns = ("attack", utility_name, "points lost", "compute", "hits", "bits left", "mark stands")
     made: list[Markup] = []
     for place, item in enumerate(rows, 1):
         head = join(f"{place} ", name(item.label), tag("small", f"n = {item.runs}"))
@@ -202,17 +205,25 @@ def attack_table(rows: Sequence[AttackRow], utility_name: str) -> Markup:
             cells = (
                 _spread_cell(item.utility, columns[1], "not measured", 1, f"{THIN}%"),
                 _spread_cell(item.lost, columns[2], "not measured", 2),
-                _hits_cell(item, columns[3]),
-                _spread_cell(item.bits, columns[4], "none", None),
+                _compute_cell(item.cost, columns[3]),
+                _hits_cell(item, columns[4]),
+                _spread_cell(item.bits, columns[5], "none", None),
                 parts.td(
                     f"{item.shown} of {item.runs}",
-                    columns[5],
+                    columns[6],
                     under=rate_interval(item.shown, item.runs),
                 ),
             )
             made.append(parts.row(columns, head, cells))
         made += [_failure(item, place, error, len(columns)) for error in sorted(set(item.errors))]
     return parts.table(columns, made)
+
+
+def _compute_cell(cost: Spread | None, label: str) -> Markup:
+    """Write the compute of an attack, in percent of a training's."""
+    if cost is None:
+        return parts.td("not known", label)
+    return _spread_cell(tuple(100 * item for item in cost), label, "", 1, f"{THIN}%")  # type: ignore[arg-type]
 
 
 def _hits_cell(item: AttackRow, label: str) -> Markup:
@@ -260,7 +271,8 @@ def _how_to_read() -> Markup:
     return tag(
         "p",
         "Utility, points lost and bits are medians over runs, with the lowest and highest below; "
-        "n is the number of runs that finished. Hits are those of all runs together, with the "
+        "n is the number of runs that finished. Compute is that of the attack, in percent of a "
+        "training's. Hits are those of all runs together, with the "
         "lowest and highest rate of a run below. Below the share of runs in which the mark stands, "
         "and below the hits of a single run, is the 95 % interval (Clopper-Pearson).",
         class_="small",

@@ -30,6 +30,7 @@ class AttackRow:
         bits: Lowest, median and highest net bits, or null if no run gave evidence.
         utility: The same of the utility after the attack, or null.
         lost: The same of the utility lost, or null.
+        cost: The same of the compute relative to a training, or null.
         untouched: Whether this row is the model before any attack.
     """
 
@@ -43,6 +44,7 @@ class AttackRow:
     bits: Spread | None
     utility: Spread | None
     lost: Spread | None
+    cost: Spread | None
     untouched: bool
 
     @property
@@ -78,6 +80,7 @@ def _row(key: tuple[str, ...], group: Sequence[Trial], policy: Policy) -> Attack
         for trial in measured
         if trial.utility is not None and trial.utility_before is not None
     ]
+    cost = [trial.cost for trial in measured if trial.cost is not None]
     evidence = [trial.evidence for trial in measured if trial.evidence is not None]
     rates = [100 * item.hits / item.trials for item in evidence if item.trials]
     return AttackRow(
@@ -91,6 +94,7 @@ def _row(key: tuple[str, ...], group: Sequence[Trial], policy: Policy) -> Attack
         bits=spread(bits) if bits else None,
         utility=spread(utility) if utility else None,
         lost=spread(lost) if lost else None,
+        cost=spread(cost) if cost else None,
         untouched=key[0] == UNTOUCHED,
     )
 
