@@ -62,8 +62,9 @@ def test_the_cheapest_removal_comes_first_and_long_lists_are_cut(samples):
 
 def test_a_free_removal_is_said_to_be_free(samples):
     said = sentences(samples, [("polish", -0.5, 0.0, 512)], seeds=1)
-    assert (
-        said[0] == "polish removes this mark: below 64 bits in its only run, at no cost in utility."
+    assert said[0] == (
+        "polish removes this mark: below 64 bits in its only run, at no cost in utility and "
+        "70 % of a training's compute."
     )
 
 
@@ -99,4 +100,4 @@ def test_unknown_utility_is_said(samples):
     trials = tuple(replace(t, utility=None, utility_before=None) for t in samples.trials(seeds=1))
     found = read(render_battery(samples.battery(trials=trials)))
     assert "not measured" in found.text
-    assert "at a cost that was not measured" in found.text
+    assert "and in utility that was not measured" in found.text

@@ -147,7 +147,8 @@ def judged(
 
 
 def _signs(draws: Iterator[list[int]]) -> NDArray[np.float64]:
-    return np.array(list(draws), dtype=float).T
+    made: NDArray[np.float64] = np.array(list(draws), dtype=float).T
+    return made
 
 
 def _message(count: int, seed: int) -> Tensor:
