@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test slow lint setup clean
+.PHONY: demo community test slow lint setup clean
 
 demo: $(STAMP)
 	$(BIN)/earmark demo --force
+
+community: $(STAMP)  # seven nodes, two of them Byzantine in turn; 15 minutes
+	$(BIN)/python scripts/community
 
 test: $(STAMP)
 	scripts/test

@@ -26,6 +26,11 @@ class Silent(Node):
         pass
 
 
+class Mute(Silent):
+    def draw(self):
+        pass
+
+
 class Copying(Node):
     """Measures nothing: sends another voter's digest, later the other's ballot."""
 
@@ -64,6 +69,7 @@ HOW = {
     "honest": Node,
     "lying": Lying,
     "silent": Silent,
+    "mute": Mute,
     "copying": Copying,
     "equivocating": Equivocating,
 }

@@ -726,3 +726,34 @@ def test_messages_refuse_nonsense():
     key = Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex()
     with pytest.raises(Exception, match="twice"):
         Rules(DOMAIN, (m.Member("a", key), m.Member("b", key)))
+
+
+def test_a_ballot_that_is_sent_again_counts_once():
+    """A node that got no answer sends its sealed ballot again; that is no second ballot."""
+    world = protected()
+    claim = world.claim(OWNER, "S")
+    ballots = [world.ballot(voter, claim) for voter in world.voters]
+    for _ in range(2):
+        world.seal(world.voters[0], claim, ballots[0])
+    for voter, ballot in zip(world.voters[1:], ballots[1:], strict=True):
+        world.seal(voter, claim, ballot)
+    for voter, ballot in zip(world.voters, ballots, strict=True):
+        world.reveal(voter, claim, ballot)
+    assert set(voters(world.result(claim)).values()) == {Code.COUNTED}
+
+
+def test_spoiled_shards_do_not_help_a_thief_who_has_seen_them():
+    """He erases what a claim revealed; the verdict stands, and the kept shards convict the copy."""
+    world = protected()
+    first = world.claim(OWNER, "S", shards=(0, 1))
+    world.vote(first)
+    before = world.result(first)
+    world.truth.add(("owner", "S without shards 0 and 1"))
+    again = world.claim(OWNER, "S without shards 0 and 1", shards=(1, 2))
+    assert world.codes() == ["burnt-shard"], "what he has seen proves nothing any more"
+    assert again not in world.history.claims
+    second = world.claim(OWNER, "S without shards 0 and 1", shards=(2, 3))
+    world.vote(second)
+    assert world.result(second).outcome is Outcome.SHOWN
+    assert world.result(second).suspects == 2, "and it is charged"
+    assert world.result(first) == before

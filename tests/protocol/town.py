@@ -27,6 +27,7 @@ from earmark.protocol.disclosure import DisclosureFile
 from earmark.protocol.history import History, entry_of, genesis_digest
 from earmark.protocol.resolve import resolve_history
 from earmark.protocol.rules import Rules
+from earmark.protocol.verifier import code_digest
 from earmark.schemes.deepwater import DeepWater
 
 SCHEME = DeepWater(weights_per_bit=64, margin=3.5)
@@ -136,10 +137,18 @@ class Owner(Party):
         key = SCHEME.new_key(ArrayHost(weights))
         self.commitment = key.opening(self.public).commitment()
         self.send(m.Commit, commitment=self.commitment, recovery=None)
-        self.town.sync()
-        logged = self.town.history.commits[self.commitment][0]
-        self.opening, self.key_ = key.opening(self.public), key.bind(logged.entry.beacon)
+        self.opening, self.key_ = key.opening(self.public), key.bind(self.drawn())
         return self.key_
+
+    def drawn(self):
+        """Wait for the value that the community draws for the commitment."""
+
+        def ready():
+            self.town.sync()
+            found = self.town.history.commits.get(self.commitment)
+            return found and self.town.history.beacon(found[0])
+
+        return self.town.wait(ready)
 
     def publish(self, data):
         self.release = self.town.client.put(data)
@@ -176,6 +185,7 @@ class Town:
             for i, port in enumerate(ports(count))
         ]
         members = tuple(m.Member(card.operator, card.member) for card in cards)
+        settings = {"draw_seconds": 20, "verifiers": (code_digest(),), **settings}
         rules = Rules("example.org/town", members, Policy.at("trace"), **settings)
         self.community = c.found(self.folder / "n0", cards, rules)
         for i in range(count):
@@ -194,6 +204,7 @@ class Town:
             log.close()
         for card in self.community.nodes:
             self.wait(lambda card=card: Client(card.url).json("/api/status"))
+        self.wait(self.sealed)
         return self
 
     def __exit__(self, *_):
@@ -219,6 +230,12 @@ class Town:
     def sync(self):
         for seen in self.mirror.take(self.client.page(self.mirror.size)):
             self.history.read(entry_of(seen))
+
+    def sealed(self):
+        """Tell whether every node that will has sealed values to draw from."""
+        self.sync()
+        waiting = [self.history.draws.waiting(card.operator) for card in self.community.nodes]
+        return sum(count > 0 for count in waiting) >= len(waiting) - self.how.count("mute")
 
     def after(self):
         self.sync()

@@ -72,8 +72,7 @@ def register(
     model = files.file_digest(release)
     if party.committed(commitment) is None:
         party.send(m.Commit, commitment=commitment, recovery=None)
-    committed = party.committed(commitment)
-    if party.rules.bound and (committed is None or committed.entry.beacon != registration.beacon):
+    if party.rules.bound and party.beacon(commitment) != registration.beacon:
         raise UsageError(
             "This key is bound to your own ledger, and the community asks for keys that are bound "
             "to its log.",

@@ -57,6 +57,14 @@ def init(*, folder: Path, operator: str, url: str, as_json: bool) -> int:
 )
 @click.option("--commit-seconds", type=click.IntRange(min=1), default=600, show_default=True)
 @click.option("--reveal-seconds", type=click.IntRange(min=1), default=600, show_default=True)
+@click.option(
+    "--draw-seconds",
+    type=click.IntRange(min=0),
+    default=120,
+    show_default=True,
+    help="Time to draw values that nobody chose; 0 leaves them to the log's roots.",
+)
+@click.option("--pin", is_flag=True, help="Let only nodes with this node's verifier vote.")
 @click.option("--unbound", is_flag=True, help="Accept keys bound to their owner's own ledger.")
 @click.option("--earlier-wins", is_flag=True, help="Let priority decide where containment cannot.")
 @options.json_option
@@ -69,6 +77,8 @@ def found(
     level: str,
     commit_seconds: int,
     reveal_seconds: int,
+    draw_seconds: int,
+    pin: bool,
     unbound: bool,
     earlier_wins: bool,
     as_json: bool,
@@ -77,6 +87,7 @@ def found(
     from earmark.protocol import community
     from earmark.protocol.messages import Member
     from earmark.protocol.rules import Rules
+    from earmark.protocol.verifier import code_digest
 
     read = [community.Card.from_bytes(files.read_bytes(path, limit=1 << 16)) for path in cards]
     rules = Rules(
@@ -86,6 +97,8 @@ def found(
         commit_seconds=commit_seconds,
         extension_seconds=commit_seconds,
         reveal_seconds=reveal_seconds,
+        draw_seconds=draw_seconds,
+        verifiers=(code_digest(),) if pin else (),
         bound=not unbound,
         earlier_wins=earlier_wins,
     )

@@ -15,6 +15,7 @@ from earmark.ledger.checkpoint import Checkpoint
 from earmark.ledger.merkle import EMPTY_ROOT
 from earmark.ledger.service import Seen
 from earmark.protocol import messages as m
+from earmark.protocol.draws import Draws, choices
 from earmark.protocol.rules import Code, Rules
 from earmark.records import Record
 
@@ -91,6 +92,7 @@ class ClaimFile:
     members: tuple[m.Member, ...]
     keys: int
     suspects: int
+    choices: int
     commits: list[Logged] = field(default_factory=list)
     reveals: list[Logged] = field(default_factory=list)
     challenges: list[Logged] = field(default_factory=list)
@@ -134,6 +136,7 @@ class History:
         self.commits: dict[str, list[Logged]] = {}
         self.publishes: list[Logged] = []
         self.members = rules.members
+        self.draws = Draws(rules)
         self.size = 0
         self.time = 0
         self._heads = {genesis_digest(rules.domain): 0}
@@ -189,7 +192,10 @@ class History:
     def _accept(self, logged: Logged) -> None:
         message = logged.message
         if isinstance(message, m.Commit):
-            self.commits.setdefault(message.commitment, []).append(logged)
+            known = self.commits.setdefault(message.commitment, [])
+            known.append(logged)
+            if len(known) == 1:
+                self._begin(logged)
             if message.recovery is not None:
                 owner = self.root(message.sender)
                 self._recovery.setdefault(owner, set()).add(message.recovery)
@@ -201,6 +207,8 @@ class History:
             self._claim(logged, message)
         elif isinstance(message, (m.Challenge, m.VoteCommit, m.VoteReveal, m.Resolve)):
             self._about_claim(logged, message)
+        elif isinstance(message, (m.Seal, m.Draw)):
+            self._draw(logged, message)
         elif isinstance(message, m.Roster):
             self._roster(message)
         elif isinstance(message, m.Rotate):
@@ -208,6 +216,30 @@ class History:
         elif isinstance(message, m.Revoke):
             self._authority(message.sender, message.key)
             self._gone.add(message.key)
+
+    # -- draws -------------------------------------------------------------------------------
+
+    def beacon(self, logged: Logged) -> str | None:
+        """Return the value that came after an entry and that nobody chose, or null."""
+        if not self.rules.draw_seconds:
+            return logged.entry.beacon
+        drawn = self.draws.value(logged.digest, self.time)
+        return None if drawn is None else drawn.value
+
+    def _begin(self, logged: Logged) -> None:
+        if self.rules.draw_seconds:
+            self.draws.begin(logged.digest, logged.entry.time, self.operators().values())
+
+    def _draw(self, logged: Logged, message: m.Seal | m.Draw) -> None:
+        operator = self.operators().get(self.root(message.sender))
+        if operator is None:
+            raise _RefusedError(Code.AUTHORITY, "Its sender is no member.")
+        if isinstance(message, m.Seal):
+            self.draws.seal(operator, message.seals)
+            return
+        wrong = self.draws.show(message.entry, operator, message, logged.entry.time)
+        if wrong is not None:
+            raise _RefusedError(Code.DRAW, wrong)
 
     # -- claims ------------------------------------------------------------------------------
 
@@ -249,7 +281,9 @@ class History:
             members=self.members,
             keys=max(1, len(keys)),
             suspects=len(suspects),
+            choices=choices(len(set(self.operators().values()))) if self.rules.draw_seconds else 1,
         )
+        self._begin(logged)
 
     def _of(self, commitment: str) -> list[ClaimFile]:
         return [item for item in self.claims.values() if item.commitment == commitment]
@@ -265,7 +299,7 @@ class History:
             if item.index < committed.index:
                 continue
             if self.rules.bound and (
-                message.beacon is None or message.beacon != committed.entry.beacon
+                message.beacon is None or message.beacon != self.beacon(committed)
             ):
                 late = Code.BEACON
                 continue

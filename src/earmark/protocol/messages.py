@@ -13,6 +13,8 @@ backdate. What concerns a suspect names the suspect, so that no message can be m
 `VoteCommit`  digest of a voter's ballot
 `VoteReveal`  the ballot
 `Resolve`     a node signs what it resolved a claim to
+`Seal`        an operator seals values that will be drawn from
+`Draw`        it shows one of them
 `Roster`      the operators who vote from now on, endorsed by a quorum of those before
 `Rotate`      a key is replaced by another one
 `Revoke`      a key signs nothing more from here on
@@ -335,6 +337,60 @@ class Resolve(Message):
         return ("claim", "suspect", "result")
 
 
+def sealed(sealer: str, value: str) -> str:
+    """Return the digest that seals a value; the key that seals is inside, so a copy is another's.
+
+    Args:
+        sealer: A public key, 64 hexadecimal digits.
+        value: 64 hexadecimal digits.
+    """
+    return codec.digest(f"earmark/seal/1\n{sealer}\n{value}\n".encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Seal(Message):
+    """An operator seals values for later draws; see `earmark.protocol.draws`.
+
+    Args:
+        seals: `sealed` of one value each, at most 64.
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/message-seal/1"
+    KIND: ClassVar[str] = "seal"
+    seals: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super(Seal, self).__post_init__()
+        if not 0 < len(self.seals) <= 64:
+            raise RecordError(f"A message seals {len(self.seals)} values; 1 to 64 are taken.")
+        for item in self.seals:
+            _digest(item, "Seal.seals")
+
+
+@dataclass(frozen=True, slots=True)
+class Draw(Message):
+    """An operator shows the value that it sealed for an entry.
+
+    Args:
+        entry: Digest of the envelope that the value is drawn for.
+        sealer: The key that sealed it.
+        value: 64 hexadecimal digits.
+    """
+
+    SCHEMA: ClassVar[str] = "earmark/message-draw/1"
+    KIND: ClassVar[str] = "draw"
+    entry: str
+    sealer: str
+    value: str
+
+    def __post_init__(self) -> None:
+        super(Draw, self).__post_init__()
+        _digest(self.value, "Draw.value")
+
+    def _digests(self) -> tuple[str, ...]:
+        return ("entry", "sealer")
+
+
 @dataclass(frozen=True, slots=True)
 class Member(Record):
     """One voting key of an operator.
@@ -470,6 +526,8 @@ KINDS: dict[str, type[Message]] = {
         VoteCommit,
         VoteReveal,
         Resolve,
+        Seal,
+        Draw,
         Roster,
         Rotate,
         Revoke,

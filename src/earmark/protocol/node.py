@@ -7,6 +7,7 @@ come from `resolve`, files are fetched by digest and measured in a sandbox. What
 
 from __future__ import annotations
 
+import hmac
 import logging
 import secrets as system
 import threading
@@ -25,10 +26,12 @@ from earmark.protocol import messages as m
 from earmark.protocol.history import ClaimFile, History, entry_of, genesis_digest
 from earmark.protocol.resolve import Resolution, resolve_history
 from earmark.protocol.sandbox import Job
-from earmark.protocol.voting import Count, Question, questions, split_nonce
+from earmark.protocol.voting import Count, Question, questions, seed, split_nonce
 from earmark.records import Receipt
 
 _LOG = logging.getLogger("earmark.node")
+SEALS = 8
+"""Unused sealed values that a node keeps in the log."""
 
 
 class Node:
@@ -70,7 +73,9 @@ class Node:
         self.lock = threading.RLock()
         self.verifier = verifier.code_digest()
         self.trouble: str | None = None
-        self._sent: set[tuple[str, str]] = set()
+        self._sent: set[tuple[str, ...]] = set()
+        self._seals: dict[str, int] = {}
+        self._next, self._sealed_at = 0, -1
         self._tree: list[bytes] = []
 
     def _open_witness(self, key: VerifierKey) -> Witness:
@@ -178,17 +183,58 @@ class Node:
     def step(self) -> None:
         """Do what is due: follow the log, verify, vote, and let windows close."""
         self.sync()
+        self.draw()
+        if self.rules.verifiers and self.verifier not in self.rules.verifiers:
+            self.trouble = f"This node's verifier {self.verifier[:16]} is not the pinned one."
+            return
         with self.lock:
-            open_files = [
-                (file, Count(self.history, file)) for file in self.history.claims.values()
-            ]
-        for file, count in open_files:
-            if not count.closed and self.card.operator in count.panel:
+            counts = [(file, Count(self.history, file)) for file in self.history.claims.values()]
+        for file, count in fairly([item for item in counts if not item[1].closed]):
+            if self.card.operator in count.panel:
                 try:
                     self.duty(file, count)
                 except EarmarkError as error:  # one claim's trouble is not the others'
                     self.trouble = f"claim {file.id[:12]}: {error}"
                     _LOG.warning("%s", self.trouble)
+
+    def draw(self) -> None:
+        """Keep sealed values in the log, and show those that are drawn."""
+        if not self.rules.draw_seconds:
+            return
+        now = int(time.time())
+        with self.lock:
+            draws, size = self.history.draws, self.mirror.size
+            while draws.known(self._seal(self._next)):
+                self._next += 1
+            few = draws.waiting(self.card.operator) < SEALS and size > self._sealed_at
+            due = draws.due(self.card.operator, self.history.time)
+            overdue = draws.overdue(self.history.time, now)
+        if few or (overdue and self._due("overdue", f"{now // 2}")):  # any entry passes time on
+            seals = tuple(self._seal(self._next + more) for more in range(SEALS))
+            self._sealed_at = self.send(m.Seal, seals=seals)
+            self._done("overdue", f"{now // 2}")
+        for entry, seal in due.items():
+            if seal in self._seals and self._due(entry, "draw"):
+                value = self._value(self._seals[seal])
+                self.send(m.Draw, entry=entry, sealer=self.public, value=value)
+                self._done(entry, "draw")
+
+    def _value(self, number: int) -> str:
+        """Return the value that this node seals as its so-manieth; nobody else can compute it."""
+        text = f"earmark/draw/1\n{self.rules.domain}\n{number}\n".encode()
+        return hmac.digest(self._secrets.vote.private_bytes_raw(), text, "sha256").hex()
+
+    def _seal(self, number: int) -> str:
+        made = m.sealed(self.public, self._value(number))
+        self._seals[made] = number
+        return made
+
+    def _due(self, *about: str) -> bool:
+        """Tell whether something was not done since this node was started."""
+        return about not in self._sent
+
+    def _done(self, *about: str) -> None:
+        self._sent.add(about)
 
     def duty(self, file: ClaimFile, count: Count) -> None:
         """Do what is due for one open claim."""
@@ -205,26 +251,26 @@ class Node:
 
     def commit(self, file: ClaimFile) -> None:
         """Verify a claim and send the digest of the ballot."""
-        if (file.id, "commit") in self._sent:
+        if not self._due(file.id, "commit"):
             return
-        ballot = self.ballot(file)
-        self._sent.add((file.id, "commit"))
-        self.send(m.VoteCommit, claim=file.id, suspect=file.claim.suspect, ballot=ballot.sealed())
+        sealed = self.ballot(file).sealed()
+        self.send(m.VoteCommit, claim=file.id, suspect=file.claim.suspect, ballot=sealed)
+        self._done(file.id, "commit")
 
     def reveal(self, file: ClaimFile) -> None:
         """Send the ballot."""
-        if (file.id, "reveal") in self._sent:
+        if not self._due(file.id, "reveal"):
             return
-        self._sent.add((file.id, "reveal"))
         path = self.ballots / f"{file.id}.json"
         ballot = m.Ballot.from_bytes(files.read_bytes(path, limit=1 << 20))
         self.send(m.VoteReveal, claim=file.id, suspect=file.claim.suspect, ballot=ballot)
+        self._done(file.id, "reveal")
 
     def tick(self, file: ClaimFile, now: int) -> None:
         """Sign what the claim resolves to now; being later than a window, it closes it."""
-        if (file.id, f"tick {now // 2}") in self._sent:
+        if not self._due(file.id, f"tick {now // 2}"):
             return
-        self._sent.add((file.id, f"tick {now // 2}"))
+        self._done(file.id, f"tick {now // 2}")
         with self.lock:
             result = resolve_history(self.history, now=now).claim(file.id)
         if result is not None:
@@ -270,6 +316,10 @@ class Node:
         """
         file = self.history.claims[question.claim]
         claim = file.claim
+        with self.lock:
+            drawn = seed(self.history, file)
+        if drawn is None:
+            raise HostError("What splits the trials of that claim has not been drawn.")
         assert isinstance(file.release.message, m.Publish)
         published = file.release.message.files.values()
         task = next((self.tasks[item] for item in published if item in self.tasks), None)
@@ -281,7 +331,7 @@ class Node:
             suspect=str(self.fetch(question.model)),
             inputs=None if claim.inputs is None else str(self.fetch(claim.inputs)),
             task=None if task is None else str(task),
-            nonce=split_nonce(file),
+            nonce=split_nonce(file, drawn),
             memory=self.limits.memory,
             seconds=self.limits.seconds,
         )
@@ -295,8 +345,8 @@ class Node:
             path = self.blobs.folder / digest
         return path
 
-    def send(self, kind: type[m.Message], **body: object) -> None:
-        """Sign a message and have it added to the log."""
+    def send(self, kind: type[m.Message], **body: object) -> int:
+        """Sign a message, have it added to the log, and return its index."""
         with self.lock:
             after = genesis_digest(self.rules.domain)
             if self.mirror.entries:
@@ -308,10 +358,8 @@ class Node:
             "after": after,
         }
         record = kind(**common, **body).sign(self._secrets.vote).encode()  # type: ignore[arg-type]
-        if self.service is not None:
-            self.append(record)
-        else:
-            self.source.append(record)
+        add = self.source.append if self.service is None else self.append
+        return add(record).index
 
     def run(self, stop: threading.Event, *, seconds: float = 1.0) -> None:
         """Do what is due, again and again, until told to stop.
@@ -327,6 +375,19 @@ class Node:
             except EarmarkError as error:
                 self.trouble = str(error)
                 _LOG.warning("%s", error)
+
+
+def fairly(items: list[tuple[ClaimFile, Count]]) -> list[tuple[ClaimFile, Count]]:
+    """Order open claims so that nobody waits for more than one claim of every other owner.
+
+    Each owner's first open claim comes first, then the second ones: who floods waits for himself.
+    """
+    seen: dict[str, int] = {}
+    ranked = []
+    for item in items:
+        rank = seen[item[0].owner] = seen.get(item[0].owner, -1) + 1
+        ranked.append((rank, item[0].logged.index, item))
+    return [item for _, _, item in sorted(ranked, key=lambda one: one[:2])]
 
 
 def _digests(folder: Path) -> dict[str, Path]:

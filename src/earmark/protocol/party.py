@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -75,6 +76,24 @@ class Party:
         """Return the first entry with a commitment, or null."""
         self.sync()
         return next(iter(self.history.commits.get(commitment, ())), None)
+
+    def beacon(self, commitment: str, *, patience: float = 0.0) -> str | None:
+        """Return the value that was drawn for a commitment, or null.
+
+        Args:
+            commitment: The commitment.
+            patience: Seconds to wait for it.
+
+        Raises:
+            NetworkError, LedgerError, SignatureError: See `sync`.
+        """
+        until = time.monotonic() + patience
+        while True:
+            found = self.committed(commitment)
+            drawn = None if found is None else self.history.beacon(found)
+            if drawn is not None or time.monotonic() >= until:
+                return drawn
+            time.sleep(0.2)
 
     def refusal(self, digest: str) -> Refusal | None:
         """Return why a message does not count, or null if it does or is not there."""

@@ -130,6 +130,8 @@ def _result(history: History, file: ClaimFile, now: int) -> ClaimResult:
 def _conclude(count: Count, tallies: tuple[Tally, ...]) -> tuple[Outcome, Code]:
     if not count.closed:
         return Outcome.INCONCLUSIVE, Code.OPEN
+    if count.drawn is None:
+        return Outcome.INCONCLUSIVE, Code.NO_DRAW
     quorum = count.rules.quorum(len(count.panel))
     suspect = tallies[0]
     release = next(item for item in tallies if item.model == count.file.model)

@@ -24,6 +24,7 @@ class Code(str, Enum):
     REVOKED = "revoked"
     AUTHORITY = "authority"
     ROSTER = "roster"
+    DRAW = "draw"
     UNKNOWN_CLAIM = "unknown-claim"
     SUSPECT = "suspect"
     # of a claim that is refused before anyone votes
@@ -37,6 +38,7 @@ class Code(str, Enum):
     # of a claim that was voted on
     OPEN = "open"
     QUORUM = "quorum"
+    NO_DRAW = "no-draw"
     NO_QUORUM = "no-quorum"
     GUARD = "guard-band"
     UNVERIFIED_RELEASE = "unverified-release"
@@ -71,6 +73,10 @@ class Rules(Record):
         commit_seconds: Time for voters to commit, from the claim on.
         extension_seconds: Added once if somebody challenges in time.
         reveal_seconds: Time to reveal after that.
+        draw_seconds: Time to show what is drawn for a commitment or a claim. 0 leaves that to the
+            engine: a finalised block, or the log's root for those who trust its keeper.
+        verifiers: Digests of code that may measure, `earmark.protocol.verifier.code_digest`; none
+            leaves it to each node.
         bound: Keys must be bound to the beacon of their commitment.
         earlier_wins: Where containment does not tell, the earlier published release wins. Without
             this, such a dispute is undecidable; see `earmark.protocol.dispute`.
@@ -90,6 +96,8 @@ class Rules(Record):
     commit_seconds: int = 600
     extension_seconds: int = 600
     reveal_seconds: int = 600
+    draw_seconds: int = 0
+    verifiers: tuple[str, ...] = ()
     bound: bool = True
     earlier_wins: bool = False
 
@@ -98,7 +106,8 @@ class Rules(Record):
             raise UsageError("The rules name a member's key twice.")
         if self.panel < 1 or self.guard < 0:
             raise UsageError(f"A panel of {self.panel} with a guard of {self.guard} hits is none.")
-        if min(self.commit_seconds, self.extension_seconds, self.reveal_seconds) < 0:
+        times = (self.commit_seconds, self.extension_seconds, self.reveal_seconds)
+        if min(*times, self.draw_seconds) < 0:
             raise UsageError("The rules name a negative time.")
 
     @staticmethod

@@ -10,6 +10,7 @@ from typing import ClassVar
 from earmark import codec
 from earmark.policy import Policy, judge
 from earmark.protocol import messages as m
+from earmark.protocol.draws import Drawn
 from earmark.protocol.history import ClaimFile, History, Logged
 from earmark.protocol.rules import Code, Rules
 from earmark.records import Evidence, Outcome, Record, Tried
@@ -114,25 +115,41 @@ def rivals(history: History, file: ClaimFile) -> list[ClaimFile]:
     ]
 
 
-def panel(file: ClaimFile, rules: Rules) -> tuple[str, ...]:
+def seed(history: History, file: ClaimFile, now: int = 0) -> Drawn | None:
+    """Return the value from after a claim that its panel and its split are drawn by.
+
+    Null while it is being drawn, and if it came to nothing. Without draws (`Rules.draw_seconds`) it
+    is what the engine gives.
+    """
+    if history.rules.draw_seconds:
+        return history.draws.value(file.id, max(now, history.time))
+    entry = file.logged.entry
+    return Drawn(entry.beacon or entry.head, entry.time)
+
+
+def panel(file: ClaimFile, rules: Rules, drawn: Drawn) -> tuple[str, ...]:
     """Draw the operators who vote on a claim, by a value that came after the claim."""
     operators = sorted({member.operator for member in file.members})
     if len(operators) <= rules.panel:
         return tuple(operators)
-    seed = file.logged.entry.beacon or file.logged.entry.head
-    drawn = sorted(operators, key=lambda name: codec.digest(f"{seed}\n{name}".encode()))
-    return tuple(sorted(drawn[: rules.panel]))
+    order = sorted(operators, key=lambda name: codec.digest(f"{drawn.value}\n{name}".encode()))
+    return tuple(sorted(order[: rules.panel]))
 
 
-def split_nonce(file: ClaimFile) -> str:
+def split_nonce(file: ClaimFile, drawn: Drawn) -> str:
     """Return the value that splits the trials: drawn after the claim, so nobody chose it."""
-    seed = file.logged.entry.beacon or file.logged.entry.head
-    return codec.digest(f"earmark/nonce/1\n{file.claim.suspect}\n{seed}\n".encode())
+    return codec.digest(f"earmark/nonce/1\n{file.claim.suspect}\n{drawn.value}\n".encode())
 
 
-def windows(file: ClaimFile, rules: Rules) -> Windows:
-    """Return a claim's deadlines; a challenge in time extends the first one, once."""
-    until = file.logged.entry.time + rules.commit_seconds
+def windows(file: ClaimFile, rules: Rules, begin: int) -> Windows:
+    """Return a claim's deadlines; a challenge in time extends the first one, once.
+
+    Args:
+        file: The claim.
+        rules: What the community agreed on.
+        begin: When voting could begin: the time of the draw.
+    """
+    until = begin + rules.commit_seconds
     if any(item.entry.time <= until for item in file.challenges):
         until += rules.extension_seconds
     return Windows(until, until + rules.reveal_seconds)
@@ -148,7 +165,8 @@ def classify(
         finding: The count.
         policy: Evidence asked for.
         guard: Hits by which counts may be off between machines.
-        keys: Live commitments of the claimant, times the ways to choose as many shards; charged.
+        keys: Live commitments of the claimant, times the ways to choose as many shards, times the
+            values that silence could pick; charged.
         suspects: Suspects that this key was claimed on; charged.
     """
     if finding.trials == 0:
@@ -171,6 +189,13 @@ def _place(item: Logged) -> int:
     return item.index
 
 
+def _same(first: Logged, second: Logged) -> bool:
+    one, other = first.message, second.message
+    assert isinstance(one, m.VoteCommit)
+    assert isinstance(other, m.VoteCommit)
+    return (one.sender, one.ballot) == (other.sender, other.ballot)
+
+
 class Count:
     """The count of one claim's votes.
 
@@ -182,15 +207,21 @@ class Count:
 
     def __init__(self, history: History, file: ClaimFile, *, now: int = 0) -> None:
         self.history, self.file, self.rules = history, file, history.rules
-        self.panel = panel(file, self.rules)
-        self.windows = windows(file, self.rules)
         self.now = max(now, history.time)
+        self.drawn = seed(history, file, self.now)
+        self.panel = () if self.drawn is None else panel(file, self.rules, self.drawn)
+        begin = file.logged.entry.time if self.drawn is None else self.drawn.time
+        self.windows = windows(file, self.rules, begin)
         self._operator = history.operators(file.members)
         self.codes: dict[str, Code] = {}
         self.outsiders: list[Logged] = []
         self.sealed = self._commits()
         self.ballots = self._reveals()
-        self.closed = len(self.ballots) == len(self.panel) or self.now > self.windows.reveal
+        if self.drawn is None:
+            self.closed = not history.draws.pending(file.id, self.now)
+        else:
+            voted = len(self.ballots) == len(self.panel)
+            self.closed = voted or self.now > self.windows.reveal
 
     def _by_operator(self, items: list[Logged]) -> dict[str, list[Logged]]:
         found: dict[str, list[Logged]] = {}
@@ -217,6 +248,8 @@ class Count:
             if item.entry.time > self.windows.commit:
                 if name not in kept:
                     self.codes[name] = Code.LATE
+            elif name in kept and _same(kept[name], item):
+                continue  # sent again because no answer came
             elif name in kept:
                 del kept[name]
                 self.codes[name] = Code.EQUIVOCATION
@@ -227,7 +260,7 @@ class Count:
     @property
     def reveals_from(self) -> int | None:
         """The index from which ballots may be shown because the whole panel has committed."""
-        if len(self.sealed) < len(self.panel):
+        if not self.sealed or len(self.sealed) < len(self.panel):
             return None
         return max(item.index for item in self.sealed.values())
 
@@ -286,7 +319,9 @@ class Count:
                 finding,
                 self.rules.policy,
                 self.rules.guard,
-                keys=asker.keys * comb(layout.shards, len(asker.claim.shards)),
+                keys=asker.keys
+                * comb(layout.shards, len(asker.claim.shards))
+                * asker.choices**2,  # of the key's value, and of the claim's
                 suspects=asker.suspects,
             )
             made[name] = (outcome, finding)

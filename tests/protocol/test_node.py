@@ -1,0 +1,145 @@
+"""One node that is a community by itself: what it does by itself, and what it refuses to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from town import SCHEME, packed, stamped
+from world import Party, sha
+
+from earmark import files
+from earmark.hosts.arrays import ArrayHost
+from earmark.policy import Policy
+from earmark.protocol import community as c
+from earmark.protocol import messages as m
+from earmark.protocol.disclosure import DisclosureFile
+from earmark.protocol.history import genesis_digest
+from earmark.protocol.node import Node, fairly
+from earmark.protocol.rules import Rules
+from earmark.protocol.verifier import code_digest
+from earmark.records import Outcome
+
+OWNER = Party("owner")
+DOMAIN = "example.org/alone"
+
+
+def alone(folder, **settings):
+    card = c.init_node(folder, operator="lab", url="http://127.0.0.1:9")
+    rules = Rules(DOMAIN, (m.Member("lab", card.member),), Policy.at("trace"), **settings)
+    files.write_bytes(folder / c.COMMUNITY, c.found(folder, [card], rules).canonical())
+    return Node(folder)
+
+
+def tell(node, cls, **body):
+    after = genesis_digest(DOMAIN)
+    if node.mirror.entries:
+        after = m.checkpoint_digest(node.mirror.entries[-1].checkpoint.body.text)
+    head = {"domain": DOMAIN, "sender": OWNER.public, "nonce": m.fresh_nonce(), "after": after}
+    envelope = cls(**head, **body).sign(OWNER.key)
+    node.append(envelope.encode())
+    node.step()
+    return envelope.digest()
+
+
+def claimed(node, tmp_path):
+    """Register a small marked model and claim it, the node drawing as it goes."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    weights = {f"fc{i}.weight": rng.normal(size=(64, 64)).astype(np.float32) for i in range(3)}
+    weights["head.weight"] = rng.normal(size=(10, 64)).astype(np.float32)
+    key = SCHEME.new_key(ArrayHost(weights), secret=bytes(32))
+    opening = key.opening(OWNER.public)
+    node.step()
+    tell(node, m.Commit, commitment=opening.commitment(), recovery=None)
+    node.step()
+    value = node.history.beacon(node.history.commits[opening.commitment()][0])
+    bound = key.bind(value)
+    model = node.blobs.put(packed(stamped(weights, bound), tmp_path, "m"))
+    about = {"commitment": opening.commitment(), "model": model, "beacon": value}
+    tell(node, m.Publish, files={"m": model}, license="", where="", **about)
+    disclosure = node.blobs.put(DisclosureFile.of(bound, (0, 1, 2)).canonical())
+    claim = tell(
+        node,
+        m.Claim,
+        opening=opening,
+        suspect=model,
+        shards=(0, 1, 2),
+        disclosure=disclosure,
+        inputs=None,
+    )
+    for _ in range(8):
+        node.step()
+    return claim
+
+
+@pytest.mark.parametrize("pinned", [(), (code_digest(),)])
+def test_it_draws_measures_votes_and_decides(tmp_path, pinned):
+    node = alone(tmp_path / "n", draw_seconds=60, verifiers=pinned)
+    claim = claimed(node, tmp_path)
+    result = node.resolution().claim(claim)
+    assert node.trouble is None
+    assert result.outcome is Outcome.SHOWN
+    node.close()
+    again = Node(tmp_path / "n")  # from what is on the disk
+    again.step()
+    assert again.resolution().claim(claim) == result
+    assert again.history.draws.waiting("lab") >= 6
+    again.close()
+
+
+def test_another_verifier_than_the_pinned_one_does_not_vote(tmp_path):
+    node = alone(tmp_path / "n", draw_seconds=60, verifiers=(sha("another"),))
+    claim = claimed(node, tmp_path)
+    assert "not the pinned one" in node.trouble
+    assert node.history.claims[claim].commits == []
+    node.close()
+
+
+def test_a_vote_is_sent_again_if_the_log_did_not_answer(tmp_path, monkeypatch):
+    from earmark.errors import NetworkError
+
+    node = alone(tmp_path / "n", draw_seconds=60)
+    send, failed = node.send, []
+
+    def unreliable(kind, **body):
+        if kind is not m.Seal and kind not in failed:
+            failed.append(kind)
+            raise NetworkError("The log does not answer.")
+        return send(kind, **body)
+
+    monkeypatch.setattr(node, "send", unreliable)
+
+    step = node.step
+
+    def patient():
+        try:
+            step()
+        except NetworkError:
+            step()
+
+    monkeypatch.setattr(node, "step", patient)
+    claim = claimed(node, tmp_path)
+    assert failed == [m.Draw, m.VoteCommit, m.VoteReveal]
+    assert node.resolution().claim(claim).outcome is Outcome.SHOWN
+    node.close()
+
+
+@dataclass(frozen=True)
+class File:
+    owner: str
+    index: int
+
+    @property
+    def logged(self):
+        return self
+
+
+def test_who_floods_waits_for_himself():
+    flood = [(File("flooder", i), None) for i in range(100)]
+    late = [(File("a", 100), None), (File("b", 101), None), (File("a", 102), None)]
+    order = [(item.owner, item.index) for item, _ in fairly([*flood, *late])]
+    assert order[:3] == [("flooder", 0), ("a", 100), ("b", 101)]
+    assert order[3:5] == [("flooder", 1), ("a", 102)]
+    assert len(order) == 103
