@@ -100,6 +100,7 @@ class Chain:
         secret: The account's private key, 32 bytes; null to read only.
         depth: Blocks that must lie above a block before it counts as final, for chains that do
             not say what is final; null to ask the chain.
+        since: Height of the contract's first block, if known: nothing below it is read.
 
     Raises:
         UsageError: There is no contract at the address.
@@ -114,9 +115,10 @@ class Chain:
         *,
         secret: bytes | None = None,
         depth: int | None = None,
+        since: int = 0,
     ) -> None:
         self.web3 = connect(where)
-        self.depth = depth
+        self.depth, self.since = depth, since
         self._account = None if secret is None else self.web3.eth.account.from_key(secret)
         with answered():
             self.id: int = self.web3.eth.chain_id
@@ -155,7 +157,8 @@ class Chain:
         account = web3.eth.account.from_key(secret)
         call = code.constructor(name, [web3.to_checksum_address(item) for item in voters], *windows)
         receipt = _transact(web3, account, call)
-        return cls(web3, str(receipt["contractAddress"]), secret=secret, depth=depth)
+        place, since = str(receipt["contractAddress"]), int(receipt["blockNumber"])
+        return cls(web3, place, secret=secret, depth=depth, since=since)
 
     @property
     def account(self) -> str | None:
@@ -185,6 +188,12 @@ class Chain:
         """Return the height of the newest block, which may yet be taken back."""
         with answered():
             return int(self.web3.eth.block_number)
+
+    def there(self, number: int) -> bool:
+        """Tell whether the contract was there at a block."""
+        with answered():
+            code = self.web3.eth.get_code(self.contract.address, block_identifier=number)
+        return bool(code)
 
     def block(self, number: int) -> Block:
         """Return a block by its height."""

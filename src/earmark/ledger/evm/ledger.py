@@ -48,7 +48,6 @@ class EvmLedger(Ledger):
     Args:
         chain: The contract.
         observer: Signs what this reader has seen; its name must be the log's.
-        since: Height from which to read; the contract's own, or 0.
         wait: Called between two looks at a chain that has not got on yet.
         seconds: How long `append` waits for finality.
 
@@ -61,7 +60,6 @@ class EvmLedger(Ledger):
         chain: Chain,
         observer: SignerKey,
         *,
-        since: int = 0,
         wait: Wait | None = None,
         seconds: float = _SECONDS,
     ) -> None:
@@ -75,9 +73,9 @@ class EvmLedger(Ledger):
         self._places: dict[bytes, int] = {}
         self._nodes: list[bytes] = []
         self._peaks: tuple[bytes, ...] = ()
-        self._next = since
+        self._next = chain.since
         self._settled: Block | None = None
-        name = str(chain.call("name"))
+        name = str(chain.call("name", at=chain.newest()))
         if name != observer.verifier.name:
             raise LedgerError(
                 f"The contract keeps the log '{name}'.", expected=f"'{observer.verifier.name}'."
@@ -235,7 +233,7 @@ class EvmLedger(Ledger):
             last = self.chain.final()
             settled = self.chain.block(last.number - 1) if last.number else last
             self._require_kept()
-            if settled.number < self._next:
+            if settled.number < self._next or not self.chain.there(settled.number):
                 return
             fresh = list(self.chain.posted(self._next, settled.number))
             peaks = self._peaks
