@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from earmark import codec, files, registry
-from earmark.attacks.base import Attack, Budget, Knowledge
+from earmark.attacks.base import Budget, Knowledge
 from earmark.bench import run, zoo
 from earmark.bench.cells import Cell, Means, Step, parse
 from earmark.bench.data import load
@@ -62,7 +62,6 @@ ATTACKS: tuple[Any, ...] = (  # Any: as plans write attacks
     "finetune:rtal",
     "finetune:rtll",
     "finetune:high-lr",
-    {"name": "refit", "preset": "ewc", "epochs": 5},
     "prune:65",
     "prune:90",
     "prune:layer-90",
@@ -75,7 +74,6 @@ ATTACKS: tuple[Any, ...] = (  # Any: as plans write attacks
     "noise:10",
     "noise:30",
     "shift-weights:sok",
-    "smooth-labels:sok",
     "overwrite:one-key",
     "permute",
     "scale",
@@ -89,13 +87,15 @@ ATTACKS: tuple[Any, ...] = (  # Any: as plans write attacks
     "merge:ties",
     "collapse:heavy",
     "distill:same",
-    "transfer",
     "preprocess:jpeg",
     "filter-queries",
     "obfuscate:exact >> finetune:ftal",
     "finetune:ftal >> prune:65 >> quantize:int8",
 )
 EXTRA: tuple[Any, ...] = (  # Any: as above; dear ones, for the first seed only
+    {"name": "refit", "preset": "ewc", "epochs": 5},
+    "smooth-labels:sok",
+    "transfer",
     {"name": "refit", "preset": "unlabelled", "epochs": 5},
     "regularize:short",
     {"name": "train-adversarially", "epochs": 2},
@@ -125,6 +125,9 @@ MAIN: tuple[Any, ...] = (  # Any: as above
     "distill:same",
     "finetune:ftal >> prune:65 >> quantize:int8",
 )
+
+
+registry.SCHEMES.setdefault("mtlsign-paper", "earmark.schemes.mtlsign_paper:MtlSignPaper")
 
 
 @cache
@@ -184,26 +187,6 @@ def paper_key(scheme: MtlSignPaper, task: Task, model: nn.Module, name: str) -> 
     return scheme.new_key(task.host(model.eval()), inputs=inputs, secret=secret)
 
 
-@dataclass(frozen=True)
-class PaperOverwrite(Attack):
-    """Embed further marks in MTL-Sign's published second step, one after another."""
-
-    name = "overwrite"
-    family = "overwrite"
-    keys: int = 1
-    strength: float = 1.0
-
-    def change(self, model: nn.Module, budget: Budget, *, seed: int) -> nn.Module:
-        """Mark the copy again and again."""
-        scheme = MtlSignPaper(rounds=round(200 * self.strength))
-        for index in range(self.keys):
-            key = paper_key(scheme, budget.task, model, f"thief/{seed}/{index}")
-            data = list(budget.data(seed=seed))
-            task = replace(budget.task, batches=lambda _split, data=data: data)
-            model, _ = scheme.embed(task, model, key, seed=seed + index)
-        return model
-
-
 def subject_of(system: str, data: str, seed: int, folder: str) -> Subject:
     if system == "mtlsign-paper":
         return PaperSubject(data, seed, folder)
@@ -218,13 +201,6 @@ def subject_of(system: str, data: str, seed: int, folder: str) -> Subject:
 
 def cell_of(subject: Subject, attack: Any, seed: int) -> Cell:  # Any: as plans write attacks
     return Cell(subject.describe(), parse(attack, kind="attack"), seed, Means(FRACTION))
-
-
-def attack_of(cell: Cell, ground: Ground) -> Attack | None:
-    """Return the attack; MTL-Sign as published overwrites in its own way."""
-    if isinstance(ground.scheme, MtlSignPaper) and [s.name for s in cell.attack] == ["overwrite"]:
-        return PaperOverwrite(**cell.attack[0].settings)
-    return run.build(cell.attack, ground)
 
 
 def scheme_cells(system: str, data: str, seed: int, attacks: Iterable[Any], args: Any) -> None:
@@ -260,7 +236,8 @@ def scheme_cells(system: str, data: str, seed: int, attacks: Iterable[Any], args
 
 
 def registry_version(system: str) -> int:
-    return 1 if system == "mtlsign-paper" else registry.load("scheme", system).version
+    version: int = registry.load("scheme", system).version
+    return version
 
 
 def name_of(attack: Any) -> str:  # Any: as plans write attacks

@@ -57,6 +57,8 @@ def victims() -> dict[str, Victim]:
         "sign": _victim(toy_mark.SignMark(carrier="fc.weight"), task),
         "conv-sign": _victim(toy_mark.SignMark(carrier="conv3.weight"), task),
         "fragile": _victim(toy_mark.FragileMark(carrier="fc.weight"), task),
+        "conv-fragile": _victim(toy_mark.FragileMark(carrier="conv3.weight"), task),
+        "head-fragile": _victim(toy_mark.FragileMark(carrier="head.weight"), task),
         "trigger": _victim(toy_mark.TriggerMark(), task),
     }
 

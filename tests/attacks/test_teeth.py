@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from earmark import registry
 from earmark.bench.cells import parse
 from earmark.bench.run import build
 from earmark.errors import CarrierError
 
+OVERWRITE = {"name": "overwrite", "scheme": "uchida", "settings_of_scheme": {"bits": 16}}
 # attack, naive mark, most bits that may be left, least accuracy that must be left
 CASES = [
     ("noise:10", "fragile", 8, 90),
@@ -50,8 +52,42 @@ CASES = [
     ("transfer", "sign", 8, 80),
     pytest.param("preprocess:autoencoder", "trigger", 40, 80, marks=pytest.mark.slow),
     ("preprocess:jpeg", "trigger", 110, 90),
+    ("preprocess:blur", "trigger", 100, 85),
+    ("preprocess:flip", "trigger", 10, 30),
     ("filter-queries", "trigger", 8, 90),
+    ("finetune:ftll", "head-fragile", 8, 95),
+    ("finetune:rtll", "head-fragile", 8, 95),
+    ("refit:unlabelled", "fragile", 8, 95),
+    ("cast:fp16", "fragile", 20, 95),
+    ("prune:random-30", "fragile", 30, 15),
+    ("scale", "fragile", 8, 95),
+    ("fold-norms", "conv-fragile", 8, 95),
+    ("dummies:split", "sign", 8, 95),
+    ("dummies:active", "sign", 8, 95),
+    ("merge:ties", "fragile", 45, 95),
+    ("merge:arithmetic", "fragile", 8, 95),
+    (OVERWRITE, "fragile", 8, 95),
+    ("collapse:heavy", "trigger", 60, 95),
+    ("scramble:own-heavy", "trigger", 70, 75),
+    ("reset-tail", "trigger", 30, 95),
+    ("distill-features", "sign", 8, 90),
+    ("retrain:cross", "trigger", 8, 80),
+    ({"name": "knockoff", "queries": 3000}, "sign", 8, 60),
+    ({"name": "jacobian-augmentation", "rounds": 2}, "trigger", 20, 70),
 ]
+ELSEWHERE = {  # where the same is asserted with other models, copies or inputs
+    "collude": "test_structure.py",
+    "mix-units": "test_structure.py",
+    "transformer-gauge": "test_structure.py",
+}
+
+
+def test_every_attack_of_the_registry_has_a_case():
+    cased = set()
+    for case in CASES:
+        text = case.values[0] if hasattr(case, "values") else case[0]
+        cased |= {step.name for step in parse(text, kind="attack")}
+    assert set(registry.names("attack")) - cased <= set(ELSEWHERE)
 
 
 @pytest.mark.parametrize(("text", "mark", "most", "least"), CASES, ids=str)

@@ -98,12 +98,14 @@ class FragileMark(SignMark):
     def write(self, model, key):
         bits, places = self._places(key, model.state_dict()[key.layout.carrier[0]].numpy())
         with torch.no_grad():
-            flat = dict(model.named_parameters())[key.layout.carrier[0]].view(-1)
+            parameter = dict(model.named_parameters())[key.layout.carrier[0]]
+            flat = parameter.detach().flatten()
             for bit, place in zip(bits, places, strict=True):
                 step = torch.floor(flat[place].abs() / self.STEP)
                 step += (step % 2 != (bit > 0)).float()
                 sign = torch.where(flat[place] < 0, -1.0, 1.0)
                 flat[place] = sign * (step + 0.5) * self.STEP
+            parameter.copy_(flat.view(parameter.shape))
 
     def _places(self, key, values):
         # the smallest weights of the unmarked model lie where its own signs say; here: a fixed set

@@ -112,6 +112,7 @@ class Distill(Attack):
     summary: ClassVar[str] = "Train a student on the stolen model's softened scores."
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # Any: values of own fields
         "same": {},
+        "hinton": {"temperature": 20.0},
         "cross": {"network": "plain"},
     }
 
@@ -204,6 +205,10 @@ class Transfer(Attack):
     family: ClassVar[str] = "copy"
     source: ClassVar[str] = "Lukas et al. 2022, transfer learning; Gidaris et al. 2018."
     summary: ClassVar[str] = "Tune another model on the stolen model's answers."
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # Any: values of own fields
+        "pretext": {},
+        "long": {"pretrain": 1.0, "epochs": 1.0},
+    }
 
     pretrain: float = 0.5
     epochs: float = 0.5
@@ -256,6 +261,11 @@ class Knockoff(Attack):
     family: ClassVar[str] = "copy"
     source: ClassVar[str] = "Orekondy et al. 2019, knockoff nets."
     summary: ClassVar[str] = "Train a copy on answers to inputs from elsewhere."
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # Any: values of own fields
+        "5k": {"queries": 5_000},
+        "20k": {},
+        "50k": {"queries": 50_000},
+    }
 
     queries: int = 20_000
     epochs: float = 1.0
@@ -306,6 +316,11 @@ class Augment(Attack):
     family: ClassVar[str] = "copy"
     source: ClassVar[str] = "Papernot et al. 2017."
     summary: ClassVar[str] = "Grow a few inputs along the copy's gradients and query them."
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # Any: values of own fields
+        "papernot": {},
+        "six-rounds": {"rounds": 6},
+        "short": {"rounds": 3},
+    }
 
     seeds: int = 150
     rounds: int = 5

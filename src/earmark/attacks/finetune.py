@@ -50,6 +50,13 @@ class FineTune(Attack):
         "rtll": {"layers": "last", "reset": True, "epochs": 10, "lr": 0.05},
         "high-lr": {"lr": 0.1},
         "adam": {"optimizer": "adamw", "lr": 1e-4, "schedule": "constant", "weight_decay": 0.0},
+        "adam-long": {
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": "constant",
+            "weight_decay": 0.0,
+            "epochs": 20,
+        },
         "adam-high-lr": {"optimizer": "adamw", "lr": 5e-3, "epochs": 20},
     }
 
@@ -140,8 +147,11 @@ class Refit(Attack):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # Any: values of own fields
         "basic": {"elastic": 0.0},
         "ewc": {"elastic": 10.0},
+        "ewc-loose": {"elastic": 1.0},
         "ewc-tight": {"elastic": 100.0},
         "unlabelled": {"elastic": 0.0, "unlabelled": 1.0},
+        "ewc-unlabelled": {"elastic": 10.0, "unlabelled": 1.0},
+        "published": {"elastic": 0.0, "epochs": 60},
     }
 
     epochs: int = 10

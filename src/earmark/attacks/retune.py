@@ -84,6 +84,7 @@ class Regularize(Attack):
     summary: ClassVar[str] = "Decay the weights strongly, then recover."
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # Any: values of own fields
         "sok": {},
+        "sok-recovery": {"recovery": 50},
         "short": {"epochs": 2, "recovery": 2},
     }
 
@@ -168,6 +169,8 @@ class TrainAdversarially(Attack):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # Any: values of own fields
         "fast": {},
         "sok": {"radius": 0.25, "steps": 40},
+        "sok-0.1": {"radius": 0.1, "steps": 40},
+        "sok-0.01": {"radius": 0.01, "steps": 40},
     }
 
     radius: float = 0.1

@@ -127,8 +127,11 @@ class Preprocess(Attack):
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # Any: values of own fields
         "jpeg": {},
         "blur": {"kind": "blur", "size": 0.5},
+        "blur-0.7": {"kind": "blur", "size": 0.7},
         "noise": {"kind": "noise", "size": 0.3},
+        "noise-0.1": {"kind": "noise", "size": 0.1},
         "levels": {"kind": "levels", "size": 0.5},
+        "levels-fine": {"kind": "levels", "size": 0.2},
         "flip": {"kind": "flip"},
         "autoencoder": {"kind": "autoencoder"},
     }
@@ -187,6 +190,10 @@ class FilterQueries(Attack):
     family: ClassVar[str] = "wrapper"
     source: ClassVar[str] = "Li et al. 2023, capsulation."
     summary: ClassVar[str] = "Answer queries that look unusual at random."
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {  # Any: values of own fields
+        "mild": {},
+        "strict": {"share": 0.1},
+    }
 
     share: float = 0.02
     known: int = 2000

@@ -11,5 +11,8 @@ from earmark.cli.schemes import listing
 @click.command("attacks", epilog="Example:  earmark attacks --json")
 @json_option
 def command(*, as_json: bool) -> int:
-    """List the attacks: what each is."""
-    return listing("attack", as_json=as_json)
+    """List attacks and forgeries: family, named presets, and what each is.
+
+    With --json also where each was published and what its presets set.
+    """
+    return listing("attack", "forgery", as_json=as_json)

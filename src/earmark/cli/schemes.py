@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import click
 
-from earmark import registry
+from earmark import codec, registry
 from earmark.cli.options import json_option
 from earmark.cli.output import emit, table
 from earmark.codec import Json
 from earmark.errors import ExtraError
 
 
-def listing(kind: str, *, as_json: bool) -> int:
-    """Print everything of one kind with its one-line summary."""
+def listing(*kinds: str, as_json: bool) -> int:
+    """Print everything of some kinds with its one-line summary; the first kind gives the name."""
     rows: list[list[str]] = []
-    for name in registry.names(kind):
-        try:
-            cls = registry.load(kind, name)
+    payload: list[Json] = []
+    for kind in kinds:
+        for name in registry.names(kind):
+            try:
+                cls = registry.load(kind, name)
+            except ExtraError as error:
+                rows.append([name, "", "", f"needs an extra: {error.hint}"])
+                continue
             needs = ", ".join(sorted(item.value for item in getattr(cls, "needs", ())))
-            rows.append([name, needs or getattr(cls, "family", ""), getattr(cls, "summary", "")])
-        except ExtraError as error:
-            rows.append([name, "", f"needs an extra: {error.hint}"])
-    payload: Json = [{"name": row[0], "about": row[1], "summary": row[2]} for row in rows]
-    second = "family" if kind == "attack" else "reads"
-    lines = table(rows, head=["name", second, "what it is"])
-    return emit(f"{kind}s", lines, {f"{kind}s": payload}, as_json=as_json)
+            about, summary = needs or getattr(cls, "family", ""), getattr(cls, "summary", "")
+            presets = getattr(cls, "PRESETS", {})
+            rows.append([name, about, " ".join(presets), summary])
+            found: dict[str, Json] = {"name": name, "about": about, "summary": summary}
+            if hasattr(cls, "source"):
+                found["source"] = cls.source
+                found["presets"] = {
+                    key: codec.encode(dict(value)) for key, value in presets.items()
+                }
+            payload.append(found)
+    if kinds[0] == "attack":
+        lines = table(rows, head=["name", "family", "presets", "what it is"])
+    else:
+        short = [[row[0], row[1], row[3]] for row in rows]
+        lines = table(short, head=["name", "reads", "what it is"])
+    return emit(f"{kinds[0]}s", lines, {f"{kinds[0]}s": payload}, as_json=as_json)
 
 
 @click.command("schemes", epilog="Example:  earmark schemes --json")
