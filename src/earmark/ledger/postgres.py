@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from earmark.ledger.keyfile import read_key, write_key
 from earmark.ledger.merkle import EMPTY_ROOT
 from earmark.ledger.note import SignerKey, VerifierKey
 from earmark.ledger.rows import COLUMNS, DAMAGED, LogRows, require_all, require_hash
+from earmark.ledger.service import Notes
 from earmark.ledger.treelog import TreeLog, read_vkey, require_origin
 
 if TYPE_CHECKING:
@@ -239,22 +241,6 @@ class PostgresRows(LogRows):
         numbers, hashes = [place for place, _ in nodes], [value for _, value in nodes]
         self.db.execute(_ADD, (places, list(records), numbers, hashes, size, note))
 
-    def cosigned(self, size: int) -> str | None:
-        """Return the cosigned checkpoint of a size, or null; see `earmark.ledger.service`."""
-        with self.explained():
-            sql = "SELECT note FROM cosigned WHERE id = %s"
-            row = self.db.execute(sql, (size,)).fetchone()
-        return None if row is None else _bytes(row, "a checkpoint").decode()
-
-    def keep_cosigned(self, size: int, note: str) -> None:
-        """Keep a cosigned checkpoint."""
-        with self.explained():
-            self.db.execute(
-                "INSERT INTO cosigned VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET note = "
-                "excluded.note",
-                (size, note.encode()),
-            )
-
     def create(self, origin: str, vkey: str, note: bytes) -> None:
         """Make the schema and its tables, all of them or none.
 
@@ -310,6 +296,39 @@ class PostgresRows(LogRows):
                 expected=f"This version of earmark reads {_VERSION}.",
             )
         return row[0], row[1]
+
+
+class PostgresNotes(Notes):
+    """Cosigned checkpoints beside a log's rows, through a connection of their own.
+
+    Args:
+        dsn: Where the server is.
+        schema: Where the tables are.
+    """
+
+    def __init__(self, dsn: str, schema: str = SCHEMA) -> None:
+        self._rows = PostgresRows(dsn, schema)
+        self._lock = threading.Lock()
+
+    def cosigned(self, size: int) -> str | None:
+        """See `Notes.cosigned`."""
+        with self._lock, self._rows.explained():
+            sql = "SELECT note FROM cosigned WHERE id = %s"
+            row = self._rows.db.execute(sql, (size,)).fetchone()
+        return None if row is None else _bytes(row, "a checkpoint").decode()
+
+    def keep_cosigned(self, size: int, note: str) -> None:
+        """See `Notes.keep_cosigned`."""
+        sql = (
+            "INSERT INTO cosigned VALUES (%s, %s) "
+            "ON CONFLICT (id) DO UPDATE SET note = excluded.note"
+        )
+        with self._lock, self._rows.explained():
+            self._rows.db.execute(sql, (size, note.encode()))
+
+    def close(self) -> None:
+        """See `Notes.close`."""
+        self._rows.close()
 
 
 class PostgresLedger(TreeLog):

