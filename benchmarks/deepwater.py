@@ -4,13 +4,13 @@ Run it again and it goes on where it stopped: finished cells stand in the rows f
 
     python benchmarks/deepwater.py --network small-cnn --seeds 0-4
     python benchmarks/deepwater.py --network resnet8 --samples 5000 --only scratch,attacks
-    python benchmarks/deepwater.py --table
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import os
 import platform
@@ -32,8 +32,9 @@ from earmark.attacks.finetune import FineTune
 from earmark.attacks.noise import Noise
 from earmark.attacks.overwrite import Overwrite
 from earmark.attacks.prune import Prune
-from earmark.attacks.quantize import Cast, Quantize
-from earmark.bench.data import load
+from earmark.attacks.quantize import Quantize
+from earmark.bench import zoo
+from earmark.bench.data import Images, load
 from earmark.bench.zoo import image_task
 from earmark.hosts.files import load_state, save_release
 from earmark.keys.secret import Key
@@ -46,11 +47,15 @@ from earmark.training import Recipe, distillation_loss, train
 
 ROWS = Path(__file__).parent / "rows" / "deepwater.jsonl"
 SCHEME = DeepWater()
-PARTS = ("scratch", "attacks", "transfer", "finetune", "distill", "stamp", "overhead")
+PARTS = ("scratch", "attacks", "transfer", "finetune", "distill", "stamp")
 
 
-def attacks(lr: float) -> dict[str, Attack]:
-    """Return the battery by name; `lr` is the peak rate of the original training."""
+zoo.NETWORKS["vgg-narrow"] = lambda shape, classes: zoo.Vgg(shape, classes, width=16)
+
+
+def attacks(recipe: Recipe) -> dict[str, Attack]:
+    """Return the abstract's attacks by name, with the original training's recipe in view."""
+    lr, optimizer = recipe.lr, recipe.optimizer
     found: dict[str, Attack] = {}
     for share in (0.65, 0.8, 0.9):
         for scope in ("layer", "global"):
@@ -58,19 +63,27 @@ def attacks(lr: float) -> dict[str, Attack]:
     found |= {
         "int8": Quantize(bits=8),
         "int4": Quantize(bits=4),
-        "bf16": Cast(),
         "noise-10": Noise(share=0.1),
-        "noise-30": Noise(share=0.3),
-        "ftal": FineTune(epochs=3, lr=lr / 10),
-        "ftal-double-lr": FineTune(epochs=3, lr=2 * lr),
-        "overwrite": Overwrite(scheme="deepwater", epochs=2, lr=lr / 2),
+        "ftal-double-lr": FineTune(epochs=3, lr=2 * lr, optimizer=optimizer),
+        "overwrite": Overwrite(scheme="deepwater", epochs=3, lr=lr / 2),
         "overwrite-double": Overwrite(
-            scheme="deepwater", epochs=2, lr=lr / 2, settings_of_scheme={"margin": 16.0}
+            scheme="deepwater", epochs=3, lr=lr / 2, settings_of_scheme={"margin": 16.0}
         ),
         "overwrite-five": Overwrite(scheme="deepwater", epochs=3, lr=lr / 2, keys=5),
-        "ftal-prune-65": Chain((FineTune(epochs=3, lr=lr / 2), Prune(share=0.65))),
+        "ftal-prune-65": Chain(
+            (FineTune(epochs=3, lr=lr / 2, optimizer=optimizer), Prune(share=0.65))
+        ),
     }
     return found
+
+
+def in_colour(data: Images) -> Images:
+    """Return 28x28 gray images as 32x32 colour images."""
+    train, test = (
+        torch.nn.functional.pad(part, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+        for part in (data.train, data.test)
+    )
+    return dataclasses.replace(data, train=train, test=test)
 
 
 class Cell:
@@ -80,7 +93,12 @@ class Cell:
         self.args, self.seed = args, seed
         data = load(args.data)
         self.data = data.subset(args.samples) if args.samples else data
-        self.task = image_task(args.network, self.data, recipe={"epochs": args.epochs})
+        rate = {"lr": 0.05} if args.data == "digits" else {}
+        recipe: dict[str, Any] = {"epochs": args.epochs} | rate
+        batch = 64 if args.data == "digits" else 128
+        self.task = image_task(args.network, self.data, recipe=recipe, batch=batch)
+        fewer = self.data.subset(len(self.data.train), test=2000)
+        self.quick = image_task(args.network, fewer, recipe=recipe, batch=batch)
         self.recipe = Recipe.of(self.task.recipe)
         self.name = f"{args.network}-{args.data}-{args.samples}-{args.epochs}-{seed}"
         first = fresh_model(self.task, seed)
@@ -150,7 +168,12 @@ class Cell:
             null_hits=null.hits,
             null_bits=round(-log2_p(null), 2),
             stealth=stealth(plain, marked, self.key),
+            two_seeds=stealth(plain, self.other(), self.key),
         )
+
+    def other(self) -> nn.Module:
+        """An unmarked model of another seed."""
+        return Cell(self.args, self.seed + 1).plain()[0]
 
     def finetune(self) -> None:
         """While fine-tuning a trained model, beside the same fine-tuning without a mark."""
@@ -198,10 +221,10 @@ class Cell:
 
     def attacks(self) -> None:
         """The battery on the model that was marked from scratch."""
-        budget = Budget(self.task, knowledge=Knowledge.SCHEME)
+        budget = Budget(self.quick, knowledge=Knowledge.SCHEME)
         marked = self.marked()[0]
-        clean = round(self.task.evaluate(marked), 3)
-        for name, attack in attacks(self.recipe.lr).items():
+        clean = round(self.quick.evaluate(marked), 3)
+        for name, attack in attacks(self.recipe).items():
             if self.done("attacks", name):
                 continue
             started = time.process_time()
@@ -211,55 +234,26 @@ class Cell:
                 attack=name,
                 label=attack.label(),
                 clean=clean,
-                **self.counts(changed),
+                **self.counts(changed, task=self.quick),
                 seconds=round(time.process_time() - started, 2),
             )
 
     def transfer(self) -> None:
         """To another data set with a new head, all layers tuned at the original rate."""
         other = load("mnist" if self.args.data == "fashion-mnist" else "fashion-mnist")
-        other = other.subset(self.args.samples // 2 or 30_000)
-        if other.shape != self.data.shape:
-            return
+        other = other.subset(self.args.samples // 2 or 30_000, test=2000)
+        if self.data.shape[0] == 3:
+            other = in_colour(other)
         task = image_task(self.args.network, other, recipe={"epochs": self.args.epochs})
         model = copy.deepcopy(self.marked()[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model.get_submodule("head").reset_parameters()  # type: ignore[operator]
         moved = train(task, seed=self.seed + 11, model=model).model
-        self.note("transfer", attack=f"to {other.name}", **self.counts(moved, task=task))
-
-    def overhead(self) -> None:
-        """Time a training step with and without the mark, turn by turn."""
-        model = fresh_model(self.task, self.seed)
-        optimizer = self.recipe.make_optimizer(model.parameters())
-        batches = list(self.task.stream("train", 0))[:20]
-        times: dict[bool, list[float]] = {False: [], True: []}
-        model.train()
-        with SCHEME.attach(model, self.key) as mark:
-            for turn in range(4):
-                for batch in batches:
-                    for marked in (turn % 2 == 0, turn % 2 == 1):
-                        started = time.thread_time()
-                        loss = self.task.loss(model, batch)
-                        if marked:
-                            loss = loss + mark.loss()
-                        optimizer.zero_grad(set_to_none=True)
-                        loss.backward()
-                        optimizer.step()
-                        if marked:
-                            mark.after_step(self.recipe.lr)
-                        times[marked].append(time.thread_time() - started)
-        plain, with_mark = (statistics.median(times[kind]) for kind in (False, True))
         self.note(
-            "overhead",
-            accuracy=0.0,
-            hits=1,
-            trials=1,
-            bits=0,
-            step_ms=round(1000 * plain, 3),
-            marked_step_ms=round(1000 * with_mark, 3),
-            ratio=round(with_mark / plain, 4),
+            "transfer",
+            attack=f"to {other.name}",
+            **self.counts(moved, task=task),
         )
 
     def done(self, part: str, attack: str = "") -> bool:
@@ -324,29 +318,6 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 
-def table() -> None:
-    """Print median and worst of every measurement."""
-    groups: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
-    for row in rows():
-        where = (row["network"], row["data"], row["part"], row.get("attack", ""))
-        groups.setdefault(where, []).append(row)
-    print(
-        "| network | data | what | n | accuracy | lost to twin | bit errors, worst | bits, least |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for (network, data, part, attack), found in groups.items():
-        lost = [
-            row.get("twin", row.get("clean", row["accuracy"])) - row["accuracy"] for row in found
-        ]
-        errors = max(1 - row["hits"] / row["trials"] for row in found)
-        print(
-            f"| {network} | {data} | {attack or part} | {len(found)} "
-            f"| {statistics.mean(row['accuracy'] for row in found):.2f} "
-            f"| {statistics.mean(lost):+.2f} | {errors:.3f} "
-            f"| {min(row['bits'] for row in found):.0f} |"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="small-cnn")
@@ -355,11 +326,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000, help="training samples; 0 for all")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--only", default=",".join(PARTS))
-    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    if args.table:
-        table()
-        return
     torch.set_num_threads(1)
     first, _, last = args.seeds.partition("-")
     for seed in range(int(first), int(last or first) + 1):
@@ -369,7 +336,8 @@ def main() -> None:
                 if not cell.done("stamp-settled"):
                     cell.stamp()
                 continue
-            if part == "attacks" or not cell.done(part, "to mnist" if part == "transfer" else ""):
+            target = "mnist" if args.data == "fashion-mnist" else "fashion-mnist"
+            if part == "attacks" or not cell.done(part, f"to {target}" * (part == "transfer")):
                 getattr(cell, part)()
 
 
