@@ -65,16 +65,22 @@ def attacks(recipe: Recipe) -> dict[str, Attack]:
         "int4": Quantize(bits=4),
         "noise-10": Noise(share=0.1),
         "ftal-double-lr": FineTune(epochs=3, lr=2 * lr, optimizer=optimizer),
-        "overwrite": Overwrite(scheme="deepwater", epochs=3, lr=lr / 2),
-        "overwrite-double": Overwrite(
-            scheme="deepwater", epochs=3, lr=lr / 2, settings_of_scheme={"margin": 16.0}
-        ),
-        "overwrite-five": Overwrite(scheme="deepwater", epochs=3, lr=lr / 2, keys=5),
+        "overwrite": _overwrite(8.0, lr),
+        "overwrite-double": _overwrite(16.0, lr),
+        "overwrite-five": _overwrite(8.0, lr, keys=5),
         "ftal-prune-65": Chain(
             (FineTune(epochs=3, lr=lr / 2, optimizer=optimizer), Prune(share=0.65))
         ),
     }
     return found
+
+
+def _overwrite(margin: float, lr: float, keys: int = 1) -> Overwrite:
+    """Overwrite, seen or not: 8 is twice a stamp, 16 about what networks are born with."""
+    settings = {"margin": margin}
+    return Overwrite(
+        scheme="deepwater", settings_of_scheme=settings, keys=keys, epochs=3, lr=lr / 2
+    )
 
 
 def in_colour(data: Images) -> Images:
@@ -274,7 +280,6 @@ class Cell:
             "epochs": self.args.epochs,
             "seed": self.seed,
             **values,
-            "margin": SCHEME.margin,
             "earmark": earmark.__version__,
             "torch": torch.__version__,
             "machine": f"{os.cpu_count()} x {platform.machine()}",

@@ -43,7 +43,7 @@ def arrays(seed: int = 0, *, width: int = 64, law: str = "normal") -> dict[str, 
 
 @pytest.fixture(scope="module")
 def marked():
-    scheme = DeepWater()
+    scheme = DeepWater(margin=8)
     host = ArrayHost(arrays())
     key = scheme.new_key(host, secret=SECRET)
     return scheme, key, host, scheme.stamp(host, key)
@@ -81,6 +81,22 @@ def test_stamping_keeps_the_values_of_every_filter_and_touches_nothing_else(mark
             assert np.corrcoef(values.ravel(), other.ravel())[0, 1] > 0.95
         else:
             np.testing.assert_array_equal(other, values)
+
+
+def test_a_stamp_is_as_strong_as_stays_unseen():
+    rng = np.random.default_rng(2)
+    for size, per_bit, margin in (
+        (4608, 1152, 4.07),
+        (65536, 4096, 7.68),
+        (65536, 16384, 8),
+        (4096, 64, 4),
+    ):
+        host = ArrayHost({"w.weight": rng.normal(size=(64, size // 64)).astype(np.float32)})
+        scheme = DeepWater(weights_per_bit=per_bit, carrier=("*",))
+        key = scheme.new_key(host, secret=SECRET)
+        assert scheme.margin_of(cells_of.layers(key.layout)[0]) == pytest.approx(margin, abs=0.02)
+        rows = scheme.measure(scheme.stamp(host, key), key).details["layers"]
+        assert 0.8 * margin < rows["w.weight"]["least_z"] < 1.03 * margin
 
 
 def planted(model: nn.Module, key, *, fresh: bool = True) -> dict[str, np.ndarray]:
@@ -479,7 +495,7 @@ def test_large_tensors_use_blocks_and_a_secret_part(monkeypatch):
 
 def test_attach_leaves_no_trace_and_works_in_any_memory_order():
     torch.manual_seed(0)
-    scheme = DeepWater()
+    scheme = DeepWater(margin=8)
     model = SmallCnn((1, 28, 28), 10).to(memory_format=torch.channels_last)
     key = scheme.new_key(ModuleHost(model), secret=SECRET)
     names = list(model.state_dict())
@@ -530,7 +546,7 @@ def test_wrong_models_and_keys_are_refused(marked):
         DeepWater(carrier=("nothing.*",)).new_key(host)
     with pytest.raises(AccessError):
         scheme.measure(Host(), key)
-    for settings in ({"margin": 0.0}, {"rate": 2.0}, {"weights_per_bit": 3}, {"payload": "xyz"}):
+    for settings in ({"margin": -1.0}, {"rate": 2.0}, {"weights_per_bit": 3}, {"payload": "xyz"}):
         with pytest.raises(UsageError):
             DeepWater(**settings)
     layout = copy.copy(key.layout)

@@ -51,14 +51,18 @@ if TYPE_CHECKING:
     from earmark.hosts.arrays import ArrayHost
     from earmark.hosts.channels import Channels
 
+_UNSEEN = 0.12
+"""Shift in standard deviations that classifiers of finished weights do not tell from none."""
+
 
 @dataclass(frozen=True)
 class DeepWater(Scheme):
     """Shift keyed sub-populations of every layer's weights apart.
 
     Args:
-        margin: Standard score that each bit is pushed to. A bit of score z survives damage that
-            leaves a correlation of r with the marked weights at about r * z.
+        margin: Standard score that each bit is pushed to, or 0 for what stays unseen: a shift of
+            0.12 standard deviations, at least 4 and at most 8. A bit of score z survives damage
+            that leaves a correlation of r with the marked weights at about r * z.
         rate: Part of the way to the margin that one training step goes.
         weights_per_bit: Weights that bear one bit; fewer mean more bits and less robust ones.
         most_bits: At most so many bits in all.
@@ -94,7 +98,7 @@ class DeepWater(Scheme):
         16
     """
 
-    margin: float = 8.0
+    margin: float = 0.0
     rate: float = 0.1
     weights_per_bit: int = 1152
     most_bits: int = 2048
@@ -109,10 +113,10 @@ class DeepWater(Scheme):
     summary: ClassVar[str] = "Bits in the weight distribution of every layer, read without data."
 
     def __post_init__(self) -> None:
-        if not 0 < self.margin <= 64 or not 0 < self.rate <= 1:
+        if not 0 <= self.margin <= 64 or not 0 < self.rate <= 1:
             raise UsageError(
                 f"Deep Water with margin {self.margin} and rate {self.rate}.",
-                expected="A margin up to 64 and a rate up to 1, both above 0.",
+                expected="A margin from 0 to 64; a rate above 0, up to 1.",
             )
         if self.weights_per_bit < 16 or self.most_bits < 1 or self.shards < 1:
             raise UsageError(
@@ -161,6 +165,10 @@ class DeepWater(Scheme):
         )
         return Key.generate(layout, secret=secret)
 
+    def margin_of(self, layer: cells_of.Layer) -> float:
+        """Return the score that the bits of a tensor are pushed to."""
+        return self.margin or min(8.0, max(4.0, _UNSEEN * math.sqrt(layer.weights)))
+
     def begin(self, model: nn.Module, key: Key, *, fresh: bool) -> None:
         """Put the mark into a model that is going to be trained, in place.
 
@@ -200,7 +208,8 @@ class DeepWater(Scheme):
 
         self.check_key(key)
         prepared = _prepare(key)
-        yield DeepWaterMark(model, prepared, margin=self.margin, rate=self.rate)
+        margins = [self.margin_of(cells.layer) for cells, _ in prepared]
+        yield DeepWaterMark(model, prepared, margins=margins, rate=self.rate)
         rewrite(model, prepared, self.stamp_tensor)
 
     def stamp(self, host: Host, key: Key, *, events: Events = SILENT) -> ArrayHost:
@@ -243,10 +252,11 @@ class DeepWater(Scheme):
         """
         flat = np.array(values, np.float32).reshape(-1)
         positions, pattern = cells.positions(), cells.pattern()
+        margin = self.margin_of(cells.layer)
         natural, rows = flat[positions], positions // max(1, flat.size // values.shape[0])
         for _ in range(3):  # putting the values back takes a little of the mark, so go again
             held = flat[positions]
-            moved = held + cells_of.push(held, pattern, bits, margin=self.margin)
+            moved = held + cells_of.push(held, pattern, bits, margin=margin)
             kept = cells_of.keep_values(moved.ravel(), natural.ravel(), rows.ravel())
             flat[positions] = kept.reshape(held.shape)
         return flat.reshape(values.shape)

@@ -157,7 +157,7 @@ class DeepWaterMark(Mark):
     Args:
         model: The model to mark.
         prepared: Cells and signs of each tensor.
-        margin: Score that each bit is pushed to.
+        margins: Score that each tensor's bits are pushed to.
         rate: Part of the way that one step goes.
 
     Raises:
@@ -170,10 +170,10 @@ class DeepWaterMark(Mark):
         model: nn.Module,
         prepared: Sequence[Prepared],
         *,
-        margin: float,
+        margins: Sequence[float],
         rate: float,
     ) -> None:
-        self.margin, self.rate = margin, rate
+        self.margins, self.rate = margins, rate
         self.carriers = [
             _Carrier(parameter, cells, bits)
             for parameter, (cells, bits) in zip(_carriers(model, prepared), prepared, strict=True)
@@ -201,5 +201,5 @@ class DeepWaterMark(Mark):
         self.steps += 1
         if self.steps % _EVERY:
             return
-        for carrier in self.carriers:
-            carrier.push(self.margin, 1 - (1 - self.rate) ** _EVERY)
+        for carrier, margin in zip(self.carriers, self.margins, strict=True):
+            carrier.push(margin, 1 - (1 - self.rate) ** _EVERY)

@@ -1,0 +1,349 @@
+"""Hold Deep Water to the removal battery, after alignment too, and show that innocents stay so.
+
+    python benchmarks/deepwater_column.py --seeds 0-4
+    python benchmarks/deepwater_column.py --network resnet8 --data fashion-mnist --samples 5000 \
+        --epochs 3 --seeds 0-1 --only R10,R11,R12,R13
+    python benchmarks/deepwater_column.py --transformer --seeds 0-4
+    python benchmarks/deepwater_column.py --nulls 8
+
+Models are those of `benchmarks/deepwater.py`, from its cache folder. Finished rows never run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+import earmark
+from deepwater import SCHEME, Cell
+from earmark.attacks.base import Attack, Budget, Knowledge
+from earmark.attacks.chain import Chain
+from earmark.attacks.finetune import FineTune
+from earmark.attacks.obfuscate import Obfuscate
+from earmark.attacks.overwrite import Overwrite
+from earmark.bench.cells import parse
+from earmark.bench.zoo import TinyTransformer, cross_entropy
+from earmark.hosts.align import align
+from earmark.hosts.graph import channels
+from earmark.keys.secret import Disclosure, Key
+from earmark.policy import judge
+from earmark.records import Evidence
+from earmark.schemes import cells as cells_of
+from earmark.schemes.deepwater_torch import rewrite
+from earmark.schemes.embedding import embed, fresh_model
+from earmark.task import Task
+from earmark.training import train
+
+ROWS = Path(__file__).parent / "rows" / "deepwater_column.jsonl"
+OWNER = "ab" * 32
+
+
+@dataclass(frozen=True)
+class EraseShards(Attack):
+    """Push every revealed cell as far the other way as it stood, then tune the model."""
+
+    name: ClassVar[str] = "erase-shards"
+    family: ClassVar[str] = "overwrite"
+    knowledge: ClassVar[Knowledge] = Knowledge.SHARDS
+    source: ClassVar[str] = "Ours."
+    summary: ClassVar[str] = "Turn the cells of revealed shards round."
+    key: Key = None  # type: ignore[assignment]
+    shown: tuple[int, ...] = (0, 1, 2, 3)
+
+    def change(self, model: nn.Module, budget: Budget, *, seed: int) -> nn.Module:
+        """Erase and tune the copy."""
+        shards = [self.key.shard(index) for index in self.shown]
+        prepared = []
+        for layer in cells_of.layers(self.key.layout):
+            cells = cells_of.reveal(layer, shards, self.key.layout.shards)
+            if cells is not None:
+                prepared.append((cells, -cells.pads))
+        rewrite(model, prepared, SCHEME.stamp_tensor)
+        return FineTune(epochs=20).change(model, budget, seed=seed)
+
+
+def attacks(only: set[str]) -> Iterator[tuple[str, str, Attack]]:
+    """Yield the battery: row of the security bar, name, attack."""
+
+    def made(text: str) -> Attack:
+        steps = [step.attack() for step in parse(text, kind="attack")]
+        return steps[0] if len(steps) == 1 else Chain(tuple(steps))
+
+    named: dict[str, tuple[str, ...]] = {
+        "R3": ("refit:ewc", "refit:unlabelled"),
+        "R4": ("finetune:ftll", "finetune:rtll", "finetune:rtal"),
+        "R6": ("fine-prune:half", "fine-prune:sok"),
+        "R7": ("quantize:int8", "quantize:int8-tensor", "quantize:int4", "cast:fp16", "cast:bf16"),
+        "R8": ("shift-weights:sok", "shift-weights:sok-strong"),
+        "R9": ("noise:1", "noise:5", "noise:10", "noise:30"),
+        "R17": ("collapse:heaviest", "scramble:own-heavy"),
+        "R23": ("merge:average", "merge:arithmetic", "merge:ties"),
+        "R24": (
+            "shift-weights:sok >> fine-prune:half",
+            "finetune:high-lr >> fine-prune:half >> quantize:int8",
+        ),
+        "L2": ("regularize:sok",),
+    }
+    found = [(row, text, made(text)) for row, texts in named.items() for text in texts]
+    for share in (0.5, 0.7, 0.8, 0.9):
+        for scope in ("layer", "global"):
+            settings = {"share": share, "scope": scope}
+            found.append(("R5", f"prune {scope} {share:g}", _made("prune", **settings)))
+    for share in (0.1, 0.3, 0.5):
+        attack = _made("prune-channels", share=share, epochs=5, shrink=True)
+        found.append(("R5", f"channels {share:g} removed, 5 epochs", attack))
+    adam = {"optimizer": "adamw", "weight_decay": 0.0}
+    for epochs, lr in ((5, 1e-4), (20, 1e-3)):
+        found.append(("R1", f"adam {lr:g} x {epochs}", FineTune(epochs=epochs, lr=lr, **adam)))
+    found += [
+        ("R2", "adam 0.005 x 20", FineTune(epochs=20, lr=5e-3, **adam)),
+        ("R2", "sgd 0.05 x 40", FineTune(epochs=40, lr=0.05, warmup=0.0)),
+    ]
+    for name, margin, keys in (("one key", 8, 1), ("double strength", 16, 1), ("three keys", 8, 3)):
+        settings = {"margin": float(margin)}
+        attack = Overwrite(scheme="deepwater", settings_of_scheme=settings, keys=keys, epochs=40)
+        found.append(("R16", f"{name} x 40", attack))
+    yield from (item for item in [*found, *_free(made)] if not only or item[0] in only)
+
+
+def _made(name: str, **settings: Any) -> Attack:
+    return earmark.registry.attack(name, **settings)
+
+
+def _free(made: Callable[[str], Attack]) -> list[tuple[str, str, Attack]]:
+    """Return what costs an attacker nothing, and what he adds to it."""
+    found = [("R10", "permute >> scale", made("permute >> scale"))]
+    for kind in ("zero", "clique", "split"):
+        for width in (0.1, 0.25, 0.8):
+            attack = _made("dummies", kind=kind, width=width)
+            found.append(("R11", f"{kind} +{width:.0%}", attack))
+    found += [
+        ("R11", f"all composed +{width:.0%} each", Obfuscate(width=width)) for width in (0.1, 0.8)
+    ]
+    tuned = [FineTune(epochs=10, lr=lr) for lr in (1e-3, 5e-3)]
+    found += [
+        ("R12", "noise 10 % >> active", made("noise:10 >> obfuscate:active")),
+        ("R12", "active >> noise 10 %", made("obfuscate:active >> noise:10")),
+        ("R13", "composed >> ftal 0.001", Chain((Obfuscate(spread=2.0), tuned[0]))),
+        ("R13", "composed >> ftal 0.005", Chain((Obfuscate(spread=2.0), tuned[1]))),
+        ("R13", "ftal 0.005 >> composed", Chain((tuned[1], Obfuscate()))),
+        ("R14", "fold norms", made("fold-norms")),
+        ("R14", "permute >> scale >> fold norms", made("permute >> scale >> fold-norms")),
+        ("R14", "factor", made("factor:exact")),
+        ("R24", "composed >> prune 65 % >> int8", made("obfuscate >> prune:65 >> quantize:int8")),
+    ]
+    return found
+
+
+class Row:
+    """Where rows go."""
+
+    def __init__(self, cell: str, **about: Any) -> None:
+        self.cell, self.about = cell, about
+        lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+        self.done = {(row["cell"], row["row"], row["attack"]) for row in map(json.loads, lines)}
+
+    def note(self, **values: Any) -> None:
+        """Write a row."""
+        row = {
+            "cell": self.cell,
+            **self.about,
+            **values,
+            "earmark": earmark.__version__,
+            "torch": torch.__version__,
+            "machine": f"{os.cpu_count()} x {platform.machine()}",
+        }
+        ROWS.parent.mkdir(exist_ok=True)
+        with ROWS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(self.cell, {k: v for k, v in values.items() if k != "label"}, flush=True)
+
+
+def bits(evidence: Evidence) -> float:
+    """Return the net bits of evidence."""
+    return round(judge(evidence).bits, 1)
+
+
+class Subject:
+    """A marked model with its key, and two ways to count."""
+
+    def __init__(self, task: Task, model: nn.Module, key: Key) -> None:
+        self.task, self.model, self.key = task, model, key
+        self.host = task.host(model)
+        self.reference = SCHEME.reference(self.host, key)
+        self.channels = channels(model)
+
+    def count(self, stolen: nn.Module, *, shown: Key | Disclosure | None = None) -> dict[str, Any]:
+        """Return utility and evidence: as the file stands, and aligned."""
+        suspect, key = self.task.host(stolen), shown or self.key
+        found: dict[str, Any] = {"accuracy": round(self.task.evaluate(stolen), 3)}
+        try:
+            raw = SCHEME.measure(suspect, key)
+            found |= {"raw_hits": raw.hits, "raw_trials": raw.trials, "raw_bits": bits(raw)}
+        except earmark.errors.EarmarkError as error:
+            found["raw_failed"] = error.code
+        try:
+            aligned = SCHEME.measure(align(suspect, self.reference, self.channels), key)
+            found |= {"hits": aligned.hits, "trials": aligned.trials, "bits": bits(aligned)}
+        except earmark.errors.EarmarkError as error:
+            found["failed"] = str(error)
+        return found
+
+
+def run(subject: Subject, row: Row, only: set[str], seed: int) -> None:
+    """Attack, align and count."""
+    budget = Budget(subject.task, knowledge=Knowledge.SHARDS)
+
+    def one(number: str, name: str, attack: Attack, draw: int = 0, **how: Any) -> None:
+        if (row.cell, number, name) in row.done:
+            return
+        started = time.process_time()
+        try:
+            stolen = attack.run(subject.model, budget, seed=seed + 50 + draw)
+        except earmark.errors.EarmarkError as error:
+            row.note(row=number, attack=name, refused=str(error))
+            return
+        seconds = round(time.process_time() - started, 2)
+        row.note(row=number, attack=name, **subject.count(stolen, **how), seconds=seconds)
+
+    one("R0", "none", _made("noise", share=1e-9))
+    for number, name, attack in attacks(only):
+        for draw in range(4 if number == "R10" else 1):  # four draws for each of five seeds
+            one(number, f"{name} #{draw}" if number == "R10" else name, attack, draw)
+    if not only or "R18" in only:
+        rest = Disclosure(subject.key.opening(OWNER), subject.key.reveal([4, 5, 6, 7]))
+        one("R18", "half of the shards", EraseShards(key=subject.key), shown=rest)
+
+
+def transformer(seed: int) -> Subject:
+    """Train a marked transformer on digits, read as sequences of 64 grays."""
+    data = earmark.bench.data.load("digits")
+
+    class Tokens:
+        """Batches of token sequences."""
+
+        def __init__(self, split: str, order: int) -> None:
+            self.inner = data.batches(split, size=64, seed=order)
+
+        def __len__(self) -> int:
+            return len(self.inner)
+
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for images, labels in self.inner:
+                grays = ((images * 0.3 + 0.45) * 16).round().long()
+                yield grays.flatten(1), labels
+
+    def evaluate(model: nn.Module) -> float:
+        with torch.no_grad():
+            right = [(model(x).argmax(1) == y).float().mean() for x, y in Tokens("test", 0)]
+        return 100 * float(torch.stack(right).mean())
+
+    task = Task(
+        model=lambda: TinyTransformer(words=17, width=64, classes=10, steps=64),
+        loss=cross_entropy,
+        batches=Tokens,
+        evaluate=evaluate,
+        recipe={"epochs": 12, "lr": 3e-3, "optimizer": "adamw", "weight_decay": 1e-4},
+        name="transformer/digits",
+    )
+    key = SCHEME.new_key(task.host(fresh_model(task, seed)), secret=bytes([seed + 1]) * 32)
+    return Subject(task, embed(task, SCHEME, key, seed=seed).model, key)
+
+
+def gauge(seed: int) -> None:
+    """The transformer's own changes that cost nothing."""
+    names = ("transformer-gauge", "permute", "mix-units", "obfuscate:exact")
+    row = Row(f"transformer-digits-{seed}", network="transformer", data="digits", seed=seed)
+    todo = [name for name in (*names, "tuned") if (row.cell, "R15", name) not in row.done]
+    if not todo:
+        return
+    subject = transformer(seed)
+    budget = Budget(subject.task, knowledge=Knowledge.SCHEME)
+    for name in todo:
+        text = "transformer-gauge >> finetune:ftal" if name == "tuned" else name
+        stolen: nn.Module = subject.model
+        for step in parse(text, kind="attack"):
+            stolen = step.attack().run(stolen, budget, seed=seed + 50)
+        row.note(row="R15", attack=name, **subject.count(stolen))
+    null = train(subject.task, seed=seed + 500).model
+    row.note(row="null", attack="unmarked", **subject.count(null))
+
+
+def nulls(count: int) -> None:
+    """Align unmarked networks to marked references: true keys, decoys, and the naive aligner."""
+    cells = [Cell(_digits(), seed) for seed in range(count)]
+    plain = [cell.plain()[0] for cell in cells]
+    budget = Budget(cells[0].task, knowledge=Knowledge.SCHEME)
+    disguised = [Obfuscate().run(m, budget, seed=i) for i, m in enumerate(plain)]
+    for cell in cells:
+        row = Row(cell.name, network="small-cnn", data="digits", seed=cell.seed)
+        subject = Subject(cell.task, cell.marked()[0], cell.key)
+        decoy = SCHEME.new_key(subject.host, secret=bytes([cell.seed + 101]) * 32)
+        for how, models in (("plain", plain), ("disguised", disguised)):
+            for i, model in enumerate(models):
+                name = f"{how} {i}" + (" (same start)" if i == cell.seed else "")
+                if (row.cell, "null", name) in row.done:
+                    continue
+                suspect = cell.task.host(model)
+                aligned = align(suspect, subject.reference, subject.channels)
+                naive = align(suspect, subject.host, subject.channels)
+                true, other = (SCHEME.measure(aligned, key) for key in (cell.key, decoy))
+                bent = SCHEME.measure(naive, cell.key)
+                row.note(
+                    row="null",
+                    attack=name,
+                    hits=true.hits,
+                    trials=true.trials,
+                    bits=bits(true),
+                    score=true.score,
+                    norm=round(float(np.sqrt(np.square(true.weights).sum())), 1),
+                    decoy_hits=other.hits,
+                    decoy_bits=bits(other),
+                    naive_hits=bent.hits,
+                    naive_bits=bits(bent),
+                )
+
+
+def _digits() -> argparse.Namespace:
+    return argparse.Namespace(network="small-cnn", data="digits", samples=0, epochs=8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", default="small-cnn")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--seeds", default="0-4")
+    parser.add_argument("--samples", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--only", default="", help="rows, comma-separated")
+    parser.add_argument("--transformer", action="store_true")
+    parser.add_argument("--nulls", type=int, default=0, help="marked and unmarked networks")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.nulls:
+        nulls(args.nulls)
+        return
+    only = set(filter(None, args.only.split(",")))
+    first, _, last = args.seeds.partition("-")
+    for seed in range(int(first), int(last or first) + 1):
+        if args.transformer:
+            gauge(seed)
+            continue
+        cell = Cell(args, seed)
+        row = Row(cell.name, network=args.network, data=args.data, seed=seed)
+        run(Subject(cell.quick, cell.marked()[0], cell.key), row, only, seed)
+
+
+if __name__ == "__main__":
+    main()
