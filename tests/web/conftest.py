@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -17,6 +19,8 @@ from earmark.protocol.node import Node
 from earmark.protocol.rules import Rules
 from earmark.web.server import Server
 from earmark.web.service import create_app
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 OWNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = OWNER.public_key().public_bytes_raw().hex()

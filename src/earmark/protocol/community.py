@@ -127,7 +127,10 @@ def init_node(folder: str | Path, *, operator: str, url: str) -> Card:
     folder = Path(folder)
     if (folder / CARD).exists():
         raise UsageError(f"There is a node in '{folder}' already.")
-    name = "".join(char if char.isascii() and char.isalnum() else "-" for char in operator) + "/witness"
+    name = (
+        "".join(char if char.isascii() and char.isalnum() else "-" for char in operator)
+        + "/witness"
+    )
     secrets = Secrets(Ed25519PrivateKey.generate(), SignerKey.generate(name, kind=COSIGNATURE))
     public = secrets.vote.public_key().public_bytes_raw().hex()
     card = Card(operator, url.rstrip("/"), public, str(secrets.witness.verifier))

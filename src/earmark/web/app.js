@@ -1,4 +1,4 @@
-import { checkLog, checkProof, hex, sha256, parseNote } from "/check.js";
+import { ballotOf, checkLog, checkProof, hex, sha256, parseNote } from "/check.js";
 
 const $ = (id) => document.getElementById(id);
 const make = (tag, props = {}, ...children) => {
@@ -6,7 +6,17 @@ const make = (tag, props = {}, ...children) => {
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 };
-const short = (digest) => make("code", { title: digest }, digest.slice(0, 12));
+function short(digest) {
+  const button = make("button", { type: "button", className: "digest" }, `${digest.slice(0, 12)}…`);
+  const say = (open) => {
+    button.textContent = open ? digest : `${digest.slice(0, 12)}…`;
+    button.setAttribute("aria-expanded", String(open));
+    button.setAttribute("aria-label", open ? digest : `digest ${digest.slice(0, 12)}, show all of it`);
+  };
+  say(false);
+  button.addEventListener("click", () => say(button.getAttribute("aria-expanded") === "false"));
+  return button;
+}
 const when = (seconds) => new Date(seconds * 1000).toISOString().replace("T", " ").slice(0, 19) + " UTC";
 const clock = (seconds) => make("time", { dateTime: new Date(seconds * 1000).toISOString() }, when(seconds));
 const outcomes = { shown: "mark shown", "not shown": "mark not shown", inconclusive: "inconclusive" };
@@ -14,6 +24,7 @@ const reasons = {
   open: "Voting goes on.", quorum: "A quorum of the panel agrees.",
   "no-quorum": "Too few of the panel agree; no verdict.",
   "guard-band": "The counts lie too near to the threshold to tell.",
+  "no-draw": "Too few operators took part in the draw; no verdict.",
   "unverified-release": "The mark is not in what the claimant had released, so the key proves nothing.",
 };
 const votes = {
@@ -24,9 +35,10 @@ const votes = {
 const steps = {
   commit: "committed to a key", publish: "published the release", claim: "claimed the suspect",
   challenge: "challenged the claim", "vote-commit": "sealed a ballot", "vote-reveal": "showed the ballot",
-  resolve: "signed the result",
+  resolve: "signed the result", draw: "showed its value for the draw",
 };
 let names = new Map();
+let keysOf = new Map();
 const who = (key) => names.get(key) ?? `key ${key.slice(0, 8)}`;
 
 function table(head, rows) {
@@ -56,11 +68,33 @@ function disputeNote(result, resolution) {
   return make("p", {}, make("b", {}, "Disputed. "), text);
 }
 
-function claimCard(result, entries, resolution) {
+const svg = (tag, values) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(values)) node.setAttribute(name, value);
+  return node;
+};
+
+// Hits of all trials as a bar, with a line where chance alone would end it.
+function bar({ hits, trials, chance }) {
+  const [up, down] = chance.split("/").map(Number);
+  const made = svg("svg", { viewBox: "0 0 100 7", preserveAspectRatio: "none", class: "bar", "aria-hidden": "true" });
+  made.append(svg("rect", { width: 100, height: 7, class: "all" }), svg("rect", { width: (100 * hits) / trials, height: 7, class: "hits" }),
+    svg("rect", { x: (100 * up) / down - 0.5, width: 1, height: 7, class: "chance" }));
+  return made;
+}
+
+async function voteItem(voter, result, entries) {
+  const item = make("li", { className: side(voter.code) }, make("b", {}, voter.operator), votes[voter.code] ?? voter.code);
+  const found = await ballotOf(entries, result.claim, result.suspect, keysOf.get(voter.operator) ?? new Set());
+  if (found?.trials) item.append(bar(found), make("span", { className: "count" }, `${found.hits} of ${found.trials}`));
+  return item;
+}
+
+async function claimCard(result, entries, resolution) {
   const own = entries.find((entry) => entry.id === result.claim);
   const commitment = result.commitment;
   const story = entries.filter((entry) => !entry.refused && (
-    entry.id === result.claim || entry.message.claim === result.claim ||
+    entry.id === result.claim || entry.message.claim === result.claim || entry.message.entry === result.claim ||
     (entry.index < result.index && entry.message.commitment === commitment)));
   const [suspect, release] = result.tallies;
   const say = (tally) => `${tally.hits} of ${tally.trials} answers; ${tally.shown} found the mark, ${tally.not_shown} did not, ${tally.abstained} could not tell`;
@@ -76,8 +110,8 @@ function claimCard(result, entries, resolution) {
       ["on the suspect", say(suspect)], ["on the release", release ? say(release) : "the same file"],
       ["charged", `${plural(result.keys, "key")}, ${plural(result.suspects, "suspect")}`],
     ]),
-    make("ul", { className: "votes", ariaLabel: "Votes" }, ...result.voters.map((voter) =>
-      make("li", { className: side(voter.code) }, make("b", {}, voter.operator), votes[voter.code] ?? voter.code))),
+    make("ul", { className: "votes", ariaLabel: "Votes" }, ...await Promise.all(result.voters.map((voter) => voteItem(voter, result, entries)))),
+    make("p", { className: "quiet" }, "Counts are read from signed ballots that fit their seals; the line marks what chance alone would give."),
     make("details", { open: story.length <= 8 },
       make("summary", {}, `Timeline, ${story.length} records`),
       make("ol", { className: "timeline" }, ...story.map((entry) =>
@@ -86,7 +120,7 @@ function claimCard(result, entries, resolution) {
 }
 
 function proofButton(entry, entries) {
-  const button = make("button", { type: "button" }, "Check and save its proof");
+  const button = make("button", { type: "button" }, "Check and save proof");
   button.setAttribute("aria-label", `Check and save the proof of entry ${entry.index}`);
   const said = make("span", { className: "quiet", role: "status" });
   button.addEventListener("click", async () => {
@@ -109,10 +143,10 @@ function proofButton(entry, entries) {
   return make("span", {}, button, said);
 }
 
-function show(community, resolution, checked) {
+async function show(community, resolution, checked) {
   const { entries } = checked;
   $("claims").replaceChildren(...(resolution.claims.length
-    ? [...resolution.claims].reverse().map((result) => claimCard(result, entries, resolution))
+    ? await Promise.all([...resolution.claims].reverse().map((result) => claimCard(result, entries, resolution)))
     : [make("p", { className: "quiet" }, "Nobody has claimed a suspect yet.")]));
   $("disputes").hidden = !resolution.disputes.length;
   $("dispute-list").replaceChildren(...resolution.disputes.map((item) => {
@@ -126,9 +160,9 @@ function show(community, resolution, checked) {
   const rows = entries.filter((entry) => entry.kind === "commit").map((entry) => {
     const release = published.find((item) => item.message.commitment === entry.message.commitment && item.message.sender === entry.message.sender);
     return [clock(entry.time), who(entry.message.sender), short(entry.message.commitment),
-      release ? make("span", {}, short(release.message.model), ` #${release.index}`) : "not published"];
+      release ? short(release.message.model) : "not published", proofButton(release ?? entry, entries)];
   });
-  $("registrations").replaceChildren(rows.length ? table(["not later than", "by", "commitment", "release"], rows)
+  $("registrations").replaceChildren(rows.length ? table(["not later than", "by", "commitment", "release", "proof"], rows)
     : make("p", { className: "quiet" }, "Nothing is registered yet."));
   const refused = new Map(resolution.refused.map((item) => [item.index, item]));
   $("log").replaceChildren(make("details", { open: entries.length <= 12 },
@@ -145,6 +179,8 @@ async function main() {
   const digest = hex(await sha256(raw));
   const status = await (await fetch("/api/status")).json();
   names = new Map(community.rules.members.map((member) => [member.key, member.operator]));
+  keysOf = new Map();
+  for (const { key, operator } of community.rules.members) keysOf.set(operator, (keysOf.get(operator) ?? new Set()).add(key));
   $("domain").textContent = community.rules.domain;
   document.title = `${community.rules.domain} · ledger of models`;
   $("pin").addEventListener("submit", (event) => {
@@ -168,7 +204,7 @@ async function main() {
     verdict.textContent = `${checked.entries.length} entries hold: every root, signature and at least ${checked.threshold} of ${checked.witnesses} witnesses.${forged ? ` ${forged} records are not validly signed.` : ""}${pending}`;
     verdict.classList.add("good");
     $("about").textContent = `node of ${status.operator} · ${checked.entries.length} entries`;
-    show(community, resolution, checked);
+    await show(community, resolution, checked);
   } catch (error) {
     verdict.textContent = `Do not rely on this log: ${error.message}.`;
     verdict.classList.add("bad");

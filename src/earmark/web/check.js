@@ -107,6 +107,27 @@ export async function openEnvelope(text) {
   return { kind: statement.predicateType.split(":")[2], message, id: hex(await sha256(encoder.encode(text))) };
 }
 
+// The one form in which records are hashed (RFC 8785); they hold no numbers but whole ones.
+export function canonical(value) {
+  if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.keys(value).sort().map((key) => `${JSON.stringify(key)}:${canonical(value[key])}`).join(",")}}`;
+}
+
+export const sealOf = async (ballot) => hex(await sha256(encoder.encode(`earmark/ballot/1\n${canonical(ballot)}`)));
+
+// What a voter sealed and showed on a claim: its counts on the suspect, if ballot and seal fit.
+export async function ballotOf(entries, claim, suspect, keys) {
+  const mine = entries.filter((entry) => entry.message?.claim === claim && keys.has(entry.message.sender));
+  const sealed = new Set(mine.filter((entry) => entry.kind === "vote-commit").map((entry) => entry.message.ballot));
+  for (const { message } of mine.filter((entry) => entry.kind === "vote-reveal")) {
+    if (message.ballot.voter !== message.sender || message.ballot.claim !== claim) continue;
+    if (!sealed.has(await sealOf(message.ballot))) continue;
+    return message.ballot.findings.find((item) => item.model === suspect) ?? null;
+  }
+  return undefined;
+}
+
 // Derive the whole log again. Returns the entries; throws at the first thing that does not hold.
 export async function checkLog(rows, community) {
   const log = parseKey(community.log);
