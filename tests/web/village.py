@@ -9,6 +9,7 @@ import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -34,7 +35,7 @@ def sha(*parts):
 class Villager(Node):
     """A node that knows the truth instead of measuring it; one of them lies."""
 
-    truth: set = set()
+    truth: ClassVar[set] = set()
 
     def measure(self, question):
         marked = (question.commitment, question.model) in self.truth
