@@ -11,7 +11,7 @@ import pytest
 
 from earmark.ledger.log import SqliteLedger, key_path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parent / "evm")]
 
 ORIGIN = "log.example/lab"
 
@@ -62,3 +62,11 @@ def postgres():
         yield server.start()
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def town():
+    """Run an EVM chain in this process."""
+    from chains import PyEvm
+
+    return PyEvm()
