@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from earmark.cli import options
 from earmark.cli.output import Bars, emit
 from earmark.codec import Json
+from earmark.errors import OutputError
+from earmark.records import now
+
+if TYPE_CHECKING:
+    from earmark.bench.plan import Plan
+    from earmark.records import Trial
+
+
+def _pages(folder: Path, trials: list[Trial], plan: Plan) -> int:
+    """Write a page for each scheme, network and data set; return how many.
+
+    Raises:
+        OutputError: The folder cannot be made.
+    """
+    from earmark.report import BatteryContent, render_battery, write_page
+
+    groups: dict[tuple[str, str, str], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.scheme, trial.host, trial.data), []).append(trial)
+    _folder(folder)
+    for group, found in groups.items():
+        name = re.sub(r"[^\w.-]+", "-", "-".join(group)).strip("-")[:120]
+        about, notes = " · ".join(group), (f"Plan '{plan.name}'.", plan.means.sentence())
+        content = BatteryContent(about, tuple(found), created=now(), notes=notes)
+        write_page(folder / f"{name}.html", render_battery(content), overwrite=True)
+    return len(groups)
+
+
+def _folder(path: Path) -> None:
+    """Make a folder.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Folder '{path}' cannot be made: {error.strerror}.") from error
 
 
 @click.command("bench", epilog="Example:  earmark bench plan.toml --out runs/first --workers 2")
@@ -29,19 +69,17 @@ def command(
     """Compare schemes x networks x data sets x attacks x seeds.
 
     PLAN is a TOML file with lists `schemes`, `networks`, `data`, `attacks` and `seeds`. Finished
-    cells are never run again; failures are rows.
+    cells are never run again; failures are rows. Written to --out: rows (JSON lines, also in the
+    layout of IEEE 3304), tables, and a page with the plot for each scheme, network and data set.
     """
-    from earmark.bench import rows, tables
+    from earmark import files
+    from earmark.bench import rows, standard, tables
     from earmark.bench.executor import Inline, Processes
     from earmark.bench.plan import Plan
     from earmark.bench.run import run_cells
-    from earmark.errors import OutputError
 
     plan = Plan.read(plan_path)
-    try:
-        (out / "models").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"Folder '{out}' cannot be made: {error.strerror}.") from error
+    _folder(out / "models")
     made = run_cells(
         plan.cells(out / "models"),
         out / "rows.jsonl",
@@ -50,7 +88,15 @@ def command(
         retry=retry,
     )
     trials = rows.trials(made)
-    (out / "table.md").write_text(tables.markdown(trials))
-    lines = [tables.text(trials), "", f"rows   {out / 'rows.jsonl'}", f"table  {out / 'table.md'}"]
+    files.write_bytes(out / "table.md", tables.markdown(trials).encode(), overwrite=True)
+    files.write_bytes(out / "ieee3304.jsonl", standard.lines(made), overwrite=True)
+    count = _pages(out / "pages", trials, plan)
+    lines = [
+        tables.text(trials),
+        "",
+        f"rows   {out / 'rows.jsonl'}",
+        f"table  {out / 'table.md'}",
+        f"pages  {out / 'pages'}  ({count})",
+    ]
     listed: list[Json] = [trial.to_json() for trial in trials]
     return emit("bench", lines, {"trials": listed}, as_json=as_json)
