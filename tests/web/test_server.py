@@ -13,6 +13,7 @@ import pytest
 from earmark.errors import NetworkError
 from earmark.ledger.checkpoint import SignedCheckpoint
 from earmark.ledger.merkle import leaf_hash, verify_inclusion
+from earmark.ledger.tiles import TileLedger
 from earmark.web import server as server_module
 from earmark.web import service as service_module
 
@@ -112,6 +113,18 @@ def test_every_node_proves_what_it_has_accepted(node, client, monkeypatch):
             root,
         )
     assert client.exchange(f"/api/proof?index=0&size={size + 1}")[0] == 400
+
+
+def test_the_log_is_served_as_tiles(node, client):
+    reader = TileLedger(lambda path: client.call(f"/{path}"), node.community.log)
+    assert node.community.quorum.cosigned(reader.head()).keys() >= {"lab/witness"}
+    assert [record.decode() for _, record in reader.scan()] == [
+        row.record for row in client.page(0)
+    ]
+    size = reader.head().size
+    for path in ("tile/0/000", f"tile/0/000.p/{size + 1}", "tile/0/../000", "tile/9/000"):
+        assert client.exchange(f"/{path}")[0] == 404
+    assert client.exchange(f"/tile/0/000.p/{size}")[0] == 200
 
 
 def test_no_secret_is_in_any_answer(node, client):

@@ -55,6 +55,11 @@ def init(*, folder: Path, operator: str, url: str, as_json: bool) -> int:
 @click.option(
     "--level", type=click.Choice([name for name, _ in LEVELS]), default="claim", show_default=True
 )
+@click.option(
+    "--database",
+    metavar="ADDRESS",
+    help="Keep the log on PostgreSQL: postgresql://user@host/db, a schema after a hash.",
+)
 @click.option("--commit-seconds", type=click.IntRange(min=1), default=600, show_default=True)
 @click.option("--reveal-seconds", type=click.IntRange(min=1), default=600, show_default=True)
 @click.option(
@@ -75,6 +80,7 @@ def found(
     domain: str,
     output: Path,
     level: str,
+    database: str | None,
     commit_seconds: int,
     reveal_seconds: int,
     draw_seconds: int,
@@ -102,7 +108,7 @@ def found(
         bound=not unbound,
         earlier_wins=earlier_wins,
     )
-    made = community.found(folder, read, rules)
+    made = community.found(folder, read, rules, database=database)
     files.write_bytes(output, made.canonical())
     quorum = made.quorum
     lines = [

@@ -185,6 +185,11 @@ class LogService:
             rows.append(Row(record.decode(), self.cosigned(index + 1)))
         return rows
 
+    def checkpoint(self) -> str:
+        """Return the newest head, with its cosignatures if a quorum gave theirs."""
+        head = self.ledger.head()
+        return self.cosigned(head.size) or str(head)
+
     def cosigned(self, size: int) -> str | None:
         """Return the cosigned checkpoint of a size, or null."""
         return self.notes.cosigned(size)

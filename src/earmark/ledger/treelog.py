@@ -210,6 +210,36 @@ class TreeLog(Ledger):
         verify_receipt(record, receipt, self._key)
         return receipt
 
+    def hashes(self, level: int, first: int, count: int) -> tuple[bytes, ...]:
+        """Return tree hashes of one level, for tiles.
+
+        Args:
+            level: Height above the leaves.
+            first: Place of the first one within the level.
+            count: How many.
+
+        Raises:
+            UsageError: The tree does not have them yet.
+        """
+        with self._lock, self._rows.explained():
+            if (first + count) << level > self._verified_head().size:
+                raise UsageError(f"Ledger '{self._name}' has no such tile yet.")
+            wanted = [(level, first + k) for k in range(count)]
+            found = self._nodes(wanted)
+            return tuple(found[address(level, place)] for level, place in wanted)
+
+    def own(self, checkpoint: str | SignedCheckpoint) -> SignedCheckpoint:
+        """Open a checkpoint and make sure that this log continues it.
+
+        Raises:
+            LedgerError: It is of another history, or of a later state.
+            SignatureError: It is not signed by this log.
+        """
+        signed = SignedCheckpoint.open(str(checkpoint), self._key)
+        with self._lock, self._rows.explained():
+            self._require_prefix(signed, self._verified_head())
+        return signed
+
     def audit(self, *, against: str | SignedCheckpoint | None = None) -> Audit:
         """Derive every hash, root and signature anew and say what is wrong, if anything.
 
@@ -225,7 +255,7 @@ class TreeLog(Ledger):
         if found.problem is None:
             try:
                 if against is not None:
-                    self._require_kept(against)
+                    self.own(against)
                 self._require_own_secret()
             except EarmarkError as error:
                 return Audit(found.size, found.root, found.checkpoints, found.intact, error)
@@ -341,11 +371,6 @@ class TreeLog(Ledger):
                 "than the checkpoint that was kept.",
                 hint="Keep that checkpoint: with this ledger's head it proves the fork.",
             )
-
-    def _require_kept(self, against: str | SignedCheckpoint) -> None:
-        signed = SignedCheckpoint.open(str(against), self._key)
-        with self._lock, self._rows.explained():
-            self._require_prefix(signed, self._verified_head())
 
     def _signing_key(self) -> SignerKey:
         if self._signer is None:

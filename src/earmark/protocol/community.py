@@ -12,8 +12,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from earmark import files
 from earmark.errors import FileError, OutputError, UsageError
-from earmark.ledger.log import SqliteLedger
+from earmark.ledger.engines import create_log, open_log, open_notes
 from earmark.ledger.note import COSIGNATURE, SignerKey, VerifierKey
+from earmark.ledger.service import Notes
+from earmark.ledger.treelog import TreeLog
 from earmark.ledger.witness import Quorum
 from earmark.protocol.messages import Member
 from earmark.protocol.rules import Rules
@@ -21,6 +23,7 @@ from earmark.records import Record
 
 CARD, COMMUNITY = "card.json", "community.json"
 LOG, LOG_NOTES, WITNESS = "log.sqlite", "log-cosigned.sqlite", "witness.sqlite"
+DATABASE, LOG_KEY = "database", "log.key"
 _VOTE_KEY, _WITNESS_KEY = "vote.key", "witness.key"
 
 
@@ -146,16 +149,20 @@ def init_node(folder: str | Path, *, operator: str, url: str) -> Card:
     return card
 
 
-def found(folder: str | Path, cards: list[Card], rules: Rules) -> Community:
-    """Begin a community's log in a node's folder.
+def found(
+    folder: str | Path, cards: list[Card], rules: Rules, *, database: str | None = None
+) -> Community:
+    """Begin a community's log, in a node's folder or on a server.
 
     Args:
         folder: Folder of the node that keeps the log.
         cards: Cards of all nodes, this one's included.
         rules: What was agreed on; its members must be those of the cards.
+        database: A PostgreSQL server's address, see `earmark.ledger.engines`; null for a file.
 
     Raises:
         UsageError: There is a log already, or cards and rules do not fit.
+        NetworkError: The server does not answer.
     """
     folder = Path(folder)
     mine = Card.from_bytes(files.read_bytes(folder / CARD, limit=1 << 16))
@@ -163,8 +170,29 @@ def found(folder: str | Path, cards: list[Card], rules: Rules) -> Community:
         (member.operator, member.key) for member in rules.members
     }:
         raise UsageError("The rules name other members than the cards.")
-    with SqliteLedger.create(folder / LOG, rules.domain) as ledger:
+    key = None if database is None else folder / LOG_KEY
+    with create_log(database or folder / LOG, rules.domain, key=key) as ledger:
+        if database is not None:  # it may hold a password
+            files.write_bytes(folder / DATABASE, database.encode(), mode=0o600)
         return Community(rules, ledger.vkey, mine.operator, tuple(cards))
+
+
+def open_log_of(folder: Path, vkey: str) -> tuple[TreeLog, Notes]:
+    """Open the log that a node keeps, and its cosigned checkpoints.
+
+    Args:
+        folder: The node's folder.
+        vkey: The log's public key, as the community's file names it.
+
+    Raises:
+        FileError: There is none.
+        LedgerError, SignatureError: It is damaged, or another one.
+        NetworkError: Its server does not answer.
+    """
+    if not (folder / DATABASE).exists():
+        return open_log(folder / LOG, vkey=vkey), open_notes(folder / LOG_NOTES)
+    where = _read_secret(folder / DATABASE)
+    return open_log(where, key=folder / LOG_KEY, vkey=vkey), open_notes(where)
 
 
 def _read_secret(path: Path) -> str:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from earmark import files
 from earmark.errors import EarmarkError, HostError, RecordError, UsageError
-from earmark.ledger.log import SqliteLedger
 from earmark.ledger.merkle import address, grow, inclusion_proof, leaf_hash, peaks_at
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.service import BlobStore, LogService, Mirror, Row, Seen
@@ -87,14 +86,13 @@ class Node:
     def _open_log(self) -> LogService | None:
         if self.community.keeper != self.card.operator:
             return None
-        ledger = SqliteLedger.open(self.folder / community.LOG, vkey=self.community.log)
+        ledger, notes = community.open_log_of(self.folder, self.community.log)
         asks = {
             card.witness: client.witness(card.url, card.operator)
             for card in self.community.nodes
             if card.operator != self.card.operator
         }
         asks[self.card.witness] = self.witness.add
-        notes = self.folder / community.LOG_NOTES
         return LogService(ledger, notes, self.community.quorum, asks)
 
     def close(self) -> None:

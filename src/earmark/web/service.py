@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from earmark import __version__
 from earmark.errors import EarmarkError
+from earmark.ledger import tiles
 from earmark.ledger.service import MAX_RECORD_BYTES
 from earmark.ledger.witness import Request as WitnessRequest
 from earmark.ledger.witness import WitnessError
@@ -208,6 +209,30 @@ def _log_routes(app: FastAPI, node: Node) -> None:
     def proof(index: Annotated[int, _INDEX], size: Annotated[int, _INDEX]) -> Response:
         """Prove that the tree of a size holds an entry."""
         return answer(Proof(node.prove(index, size)))
+
+    @app.get(
+        "/checkpoint", responses=_responses(_says("", _TEXT, "A signed head."), 404), tags=["log"]
+    )
+    def checkpoint() -> Response:
+        """Return the newest head with its cosignatures (C2SP tlog-tiles)."""
+        if node.service is None:
+            raise HTTPException(404, "This node keeps no log.")
+        return Response(node.service.checkpoint(), media_type=_TEXT)
+
+    binary = "application/octet-stream"
+
+    @app.get(
+        "/tile/{path:path}",
+        responses=_responses(_says("", binary, "A tile."), 404),
+        tags=["log"],
+    )
+    def tile(path: str) -> Response:
+        """Return a tile of hashes or a bundle of entries (C2SP tlog-tiles)."""
+        made = None if node.service is None else tiles.tile(node.service.ledger, f"tile/{path}")
+        if made is None:
+            raise HTTPException(404, "There is no such tile.")
+        forever = {"Cache-Control": "public, max-age=31536000, immutable"}
+        return Response(made, media_type=binary, headers=forever)
 
     @app.get("/api/community", responses=_responses(_says("Community")), tags=["community"])
     def community() -> Response:
