@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from earmark.attacks.chain import Chain
@@ -123,3 +125,12 @@ def test_refuses_files_that_are_no_plans(tmp_path):
         Plan.read(tmp_path / "absent.toml")
     with pytest.raises(RecordError):
         Cell.from_bytes(b"{}")
+
+
+def test_the_plan_of_the_documentation_is_one(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
+    body = text.split("```toml\n")[1].split("```")[0]
+    (tmp_path / "plan.toml").write_text(body)
+    made = Plan.read(tmp_path / "plan.toml")
+    assert made.means.data_fraction == 0.3
+    assert len(made.attacks) > 14
