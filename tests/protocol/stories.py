@@ -52,10 +52,12 @@ class Story:
 
     @property
     def windows(self) -> dict[str, int]:
-        """Long windows where they close early, short ones where somebody is waited for."""
+        """Long windows where they close early; where somebody is waited for, as short as a busy
+        machine allows.
+        """
         if set(self.faulty) <= {"lying"}:
             return {}
-        return {"commit_seconds": 60, "reveal_seconds": 20}
+        return {"commit_seconds": 150, "reveal_seconds": 45}
 
 
 TOLERATED = (
@@ -145,20 +147,21 @@ def check(story: Story, told: Told) -> None:
     """Hold a story's end to what has to come of it."""
     assert told.accuracies["released"] > 0.9
     assert told.accuracies["suspect"] > 0.8
+    seen = {name: (result.code, result.voters) for name, result in told.results.items()}
     if not story.tolerated:
         for result in told.results.values():
-            assert (result.outcome, result.code) == (Outcome.INCONCLUSIVE, Code.NO_QUORUM)
+            assert (result.outcome, result.code) == (Outcome.INCONCLUSIVE, Code.NO_QUORUM), seen
         assert told.resolution.disputes == ()
         return
-    assert told.results["owner"].outcome is Outcome.SHOWN
-    assert told.results["thief"].outcome is Outcome.SHOWN, "his mark is in it; that is all it says"
+    assert told.results["owner"].outcome is Outcome.SHOWN, seen
+    assert told.results["thief"].outcome is Outcome.SHOWN, seen  # his mark is in it, no more
     if story.false:
-        assert told.results["innocent"].outcome is Outcome.NOT_SHOWN
+        assert told.results["innocent"].outcome is Outcome.NOT_SHOWN, seen
     (dispute,) = told.resolution.disputes
     assert (dispute.holder, dispute.code) == (told.results["owner"].claim, Code.CONTAINMENT)
     faulty = [f"node {story.nodes - 1 - i}" for i in range(len(story.faulty))]
     for result in told.results.values():
         said = {item.operator: item.code for item in result.voters}
         for name, how in zip(faulty, story.faulty, strict=True):
-            assert said.pop(name) in WRONG[how]
-        assert set(said.values()) == {Code.COUNTED}
+            assert said.pop(name) in WRONG[how], seen
+        assert set(said.values()) == {Code.COUNTED}, seen

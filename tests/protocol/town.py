@@ -185,7 +185,7 @@ class Town:
             for i, port in enumerate(ports(count))
         ]
         members = tuple(m.Member(card.operator, card.member) for card in cards)
-        settings = {"draw_seconds": 20, "verifiers": (code_digest(),), **settings}
+        settings = {"draw_seconds": 30, "verifiers": (code_digest(),), **settings}
         rules = Rules("example.org/town", members, Policy.at("trace"), **settings)
         self.community = c.found(self.folder / "n0", cards, rules)
         for i in range(count):
@@ -213,7 +213,7 @@ class Town:
         for process in self.processes:
             process.wait()
 
-    def wait(self, question, seconds=240):
+    def wait(self, question, seconds=600):
         until = time.monotonic() + seconds
         while True:
             try:
