@@ -152,6 +152,7 @@ def test_witnesses_hold_in_three_thousand_steps():
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_witnesses_hold_in_sixty_thousand_steps():
     assert witness_steps(range(100, 160), 1000) > 200
 
@@ -267,5 +268,6 @@ def test_votes_hold_in_one_thousand_steps():
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_votes_hold_in_forty_thousand_steps():
     assert voting_steps(range(100, 200), 400, 10) > 50
