@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ from earmark.ledger.evm.ledger import EvmLedger
 from earmark.ledger.note import SignerKey
 
 ORIGIN = "log.example/lab"
+MNEMONIC = "test test test test test test test test test test test junk"  # Anvil's own accounts
 
 
 def record(number, side="a"):
@@ -102,6 +104,21 @@ def anvil_program():
     return shutil.which("anvil")
 
 
+class Net(Town):
+    """The four validators that `scripts/net` has started in a folder."""
+
+    def __init__(self, folder):
+        from web3 import HTTPProvider, Web3
+
+        about = json.loads((Path(folder) / "net.json").read_text())
+        self.urls = about["urls"]
+        web3 = Web3(HTTPProvider(self.urls[0], request_kwargs={"timeout": 30}))
+        super().__init__(web3, [bytes.fromhex(item) for item in about["secrets"]])
+
+    def mine(self, count=1):
+        time.sleep(0.5 * count)  # blocks come by themselves
+
+
 class Anvil(Town):
     """A chain as a process of its own, which can be made to reorganise."""
 
@@ -119,13 +136,10 @@ class Anvil(Town):
             assert self.process.poll() is None, "Anvil stopped"
             assert time.monotonic() < until, "Anvil does not start"
             time.sleep(0.05)
+        web3.eth.account.enable_unaudited_hdwallet_features()
         secrets = [
-            bytes.fromhex(item)
-            for item in (
-                "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80",
-                "59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603b6b78690d",
-                "5de4111afa1a4b94908f83103eb1f1706367c2e68ca870fc3fb9a804cdab365a",
-            )
+            bytes(web3.eth.account.from_mnemonic(MNEMONIC, account_path=f"m/44'/60'/0'/0/{i}").key)
+            for i in range(8)
         ]
         super().__init__(web3, secrets)
 
