@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from earmark import policy
 from earmark.errors import UsageError
 from earmark.policy import Policy, judge
-from earmark.records import Evidence, Outcome, Tried
+from earmark.records import Evidence, Layout, Outcome, Tried
 
 
 def made(hits: int, trials: int, **more: object) -> Evidence:
@@ -116,3 +116,24 @@ def test_the_choice_of_shards_is_charged() -> None:
     assert judge(chosen).bits <= judge(whole).bits + 20
     one = made(128, 128, shards=(3,), tried=Tried(of_shards=8))
     assert judge(one).bits == 125
+
+
+@pytest.mark.parametrize(
+    ("layout", "shards", "expected"),
+    [
+        (Layout("mtlsign", 1, ("fc",), 2048, 8), None, (Fraction(1, 2), 2048, 2048)),
+        (Layout("deepsigns", 1, ("a",), 10, 4, {"groups": 8}), 1, (Fraction(1, 2), 3, 3)),
+        (Layout("deepwater", 2, ("w",), 27, 1, {"groups": 64}), 1, (Fraction(1, 2), 27, 1728)),
+        (Layout("adi", 1, (), 100, 4, {"classes": 10}), 2, (Fraction(1, 10), 50, 50)),
+        (Layout("theirs", 1, (), 100, 4), 4, (None, 100, 100)),
+    ],
+)
+def test_bounds_follow_from_the_layout(layout, shards, expected) -> None:
+    found = policy.bounds(layout, shards)
+    assert (found.chance, found.trials, found.signs) == expected
+
+
+@pytest.mark.parametrize("classes", [0, -1, "10", True, None])
+def test_bounds_want_whole_numbers(classes) -> None:
+    with pytest.raises(UsageError, match="classes"):
+        policy.bounds(Layout("adi", 1, (), 100, 4, {"classes": classes}))

@@ -122,6 +122,8 @@ def test_bad_json_is_refused(data) -> None:
         (lambda: Commitment(A, B, "2027-02-31T00:00:00Z"), "UTC"),
         (lambda: Layout("", 1, (), 1, 1), "no scheme"),
         (lambda: Layout("s", 0, (), 1, 1), "version"),
+        (lambda: Layout("s", 1, ("w", "b", "w"), 1, 1), "more than once"),
+        (lambda: Evidence.of("s", hits=1, trials=2, shards=(3, 3)), "stands in it twice"),
         (lambda: Layout("s", 1, (), 0, 1), "empty"),
         (lambda: Layout("s", 1, (), 2, 3), "do not fit"),
         (lambda: Evidence.of("s", hits=5, trials=4), "5 of 4"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earmark import registry
-from earmark.errors import ExtraError, UnknownNameError
+from earmark.errors import ExtraError, UnknownNameError, UsageError
 from earmark.testing import check_attack, check_scheme, null_excess, tiny_task
 
 TOY = Path(__file__).parent / "toy"
@@ -87,3 +87,24 @@ def test_the_toy_task_can_be_learned():
     task = tiny_task("mlp", samples=256)
     before = task.evaluate(task.model())
     assert task.evaluate(train(task, seed=0).model) > before + 30
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"triggers": "abc"}, "triggers of the scheme 'mtlsign' is 'abc'"),
+        ({"triggers": 256.5}, "A whole number"),
+        ({"triggers": True}, "A whole number"),
+        ({"weight": "much"}, "A number"),
+        ({"deeper": 1}, "true or false"),
+        ({"taps": [1]}, "a list of names"),
+    ],
+)
+def test_settings_of_another_type_are_named(settings, words):
+    with pytest.raises(UsageError, match=words):
+        registry.scheme("mtlsign", **settings)
+
+
+def test_one_name_is_a_list_of_names():
+    assert registry.scheme("mtlsign", taps="fc").taps == ("fc",)
+    assert registry.scheme("mtlsign", weight=1).weight == 1

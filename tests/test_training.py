@@ -65,10 +65,15 @@ def test_an_interrupted_training_goes_on_where_it_was(task, tmp_path) -> None:
         embed(task, scheme, key, seed=3, recipe=recipe, checkpoint=path, events=Interrupting())
     assert path.exists()
     resumed = embed(task, scheme, key, seed=3, recipe=recipe, checkpoint=path)
-    assert not path.exists()
     assert resumed.steps == whole.steps
     assert resumed.losses == whole.losses
     assert state_digest(resumed.model.state_dict()) == state_digest(whole.model.state_dict())
+    again = embed(task, scheme, key, seed=3, recipe=recipe, checkpoint=path)
+    assert state_digest(again.model.state_dict()) == state_digest(whole.model.state_dict())
+    for other in ({"seed": 4}, {"key": key.bind("0a" * 32)}):
+        changed = {"key": key, "seed": 3} | other
+        with pytest.raises(FormatError, match="this is"):
+            embed(task, scheme, recipe=recipe, checkpoint=path, **changed)
 
 
 def test_checkpoints_that_do_not_fit_are_refused(task, tmp_path) -> None:

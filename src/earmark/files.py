@@ -34,21 +34,11 @@ def replacing(path: str | Path, *, overwrite: bool = False, mode: int = 0o644) -
         'kept'
     """
     target = Path(path)
-    if target.is_dir():
-        raise UsageError(f"Output '{target}' is a folder.", expected="The name of a file.")
-    if target.exists() and not overwrite:
+    if target.exists() and not target.is_dir() and not overwrite:
         raise UsageError(
             f"Output '{target}' exists already.", hint="Choose another name, or pass --force."
         )
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-    except OSError as error:
-        raise OutputError(
-            f"Output '{target}' cannot be written: {error.strerror}.",
-            hint="Choose a folder that exists and that you may write to.",
-        ) from error
-    temporary = Path(name)
+    temporary = _beside(target)
     try:
         yield temporary
         temporary.chmod(mode)
@@ -59,6 +49,31 @@ def replacing(path: str | Path, *, overwrite: bool = False, mode: int = 0o644) -
         raise OutputError(f"Output '{target}' cannot be written: {error.strerror}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(path: str | Path) -> None:
+    """Refuse an output that could not be written, before long work is done for it.
+
+    Raises:
+        OutputError: The folder is missing or not writable.
+        UsageError: The path is a folder.
+    """
+    _beside(Path(path)).unlink()
+
+
+def _beside(target: Path) -> Path:
+    """Make an empty file beside the target."""
+    if target.is_dir():
+        raise UsageError(f"Output '{target}' is a folder.", expected="The name of a file.")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(
+            f"Output '{target}' cannot be written: {error.strerror}.",
+            hint="Choose a folder that exists and that you may write to.",
+        ) from error
+    return Path(name)
 
 
 def write_bytes(

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from earmark import stats
 from earmark.errors import UsageError
-from earmark.records import Evidence, Outcome, Record, Verdict
+from earmark.records import Evidence, Layout, Outcome, Record, Verdict
 
 LEVELS: tuple[tuple[str, float], ...] = (
     ("contested claim", 128.0),
@@ -88,6 +88,56 @@ def log2_p(evidence: Evidence) -> float:
         return hard
     soft = stats.log2_rademacher_tail(evidence.score, evidence.weights)
     return min(0.0, min(hard, soft) + 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What no honest measurement with a layout goes beyond.
+
+    Args:
+        chance: Probability of a hit without the key; null for schemes of third parties.
+        trials: Independent answers that some shards hold.
+        signs: Independent fair signs that a soft reading of them can weigh.
+    """
+
+    chance: Fraction | None
+    trials: int
+    signs: int
+
+
+_ASKING = frozenset({"adi", "deepsigns-blackbox", "deepsigns-blackbox-paper"})
+_COUNTING = frozenset(
+    {"deepmarks", "deepsigns", "deepsigns-paper", "deepwater", "mtlsign", "mtlsign-paper", "uchida"}
+)
+
+
+def bounds(layout: Layout, shards: int | None = None) -> Bounds:
+    """Return what evidence from some shards of a key may claim at most, from its layout alone.
+
+    Args:
+        layout: The key's layout.
+        shards: How many shards were used; all if null.
+
+    Example:
+        >>> bounds(Layout("mtlsign", 1, ("fc",), 2048, 8), 2).trials
+        512
+    """
+    used = layout.shards if shards is None else shards
+    trials = min(layout.message_bits, used * -(-layout.message_bits // layout.shards))
+    chance = Fraction(1, 2) if layout.scheme in _COUNTING else None
+    if layout.scheme in _ASKING:
+        chance = Fraction(1, _whole(layout, "classes"))
+    each = _whole(layout, "groups") if layout.scheme == "deepwater" else 1
+    return Bounds(chance, trials, trials * each)
+
+
+def _whole(layout: Layout, name: str) -> int:
+    value = layout.params.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UsageError(
+            f"A layout for '{layout.scheme}' has {name} {value!r}.", expected="A whole number."
+        )
+    return value
 
 
 def judge(evidence: Evidence | Sequence[Evidence], policy: Policy | None = None) -> Verdict:

@@ -144,6 +144,8 @@ class Layout(Record):
 
     def __post_init__(self) -> None:
         _need(bool(self.scheme), "A layout names no scheme.")
+        alone = len(set(self.carrier)) == len(self.carrier)
+        _need(alone, "A layout names a layer or tensor more than once as its carrier.")
         _need(self.version >= 1, f"Layout version {self.version} is below 1.")
         _need(self.message_bits >= 1, f"A message of {self.message_bits} bits is empty.")
         _need(
@@ -327,6 +329,8 @@ class Evidence(Record):
                 abs(self.score) <= sum(self.weights),
                 f"Evidence.score is {self.score}; beyond the sum of its weights.",
             )
+        twice = len(set(self.shards)) < len(self.shards)
+        _need(not twice, f"Evidence.shards is {self.shards}; a shard stands in it twice.")
         _need_digest(self.layout, "Evidence.layout")
         _need_digest(self.suspect, "Evidence.suspect")
         _need_digest(self.commitment, "Evidence.commitment")

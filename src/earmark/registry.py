@@ -161,7 +161,41 @@ def _make(kind: str, name: str, settings: Mapping[str, Any]) -> Any:  # Any: as 
                 expected=f"It has: {', '.join(known) or 'none'}.",
                 hint=f"Did you mean '{near[0]}'?" if near else "",
             )
-    return cls(**settings)
+    return cls(
+        **{
+            setting: _fitted(f"{setting} of the {kind} '{name}'", str(known[setting].type), value)
+            for setting, value in settings.items()
+        }
+    )
+
+
+_PLAIN: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "A whole number."),
+    "float": ((int, float), "A number."),
+    "str": ((str,), "A word."),
+    "bool": ((bool,), "true or false."),
+}
+
+
+def _fitted(what: str, kind: str, value: Any) -> Any:  # Any: a setting of any type
+    """Return a setting as the field's type wants it; types that are not plain are not looked at."""
+    plain, _, rest = kind.partition(" | ")
+    if value is None and rest == "None":
+        return None
+    if plain == "tuple[str, ...]":
+        made = (value,) if isinstance(value, str) else tuple(value) if _several(value) else None
+        if made is None or not all(isinstance(item, str) for item in made):
+            raise UsageError(f"Setting {what} is {value!r}.", expected="A name or a list of names.")
+        return made
+    if plain in _PLAIN and rest in {"", "None"}:
+        types, expected = _PLAIN[plain]
+        if not isinstance(value, types) or (isinstance(value, bool) and plain != "bool"):
+            raise UsageError(f"Setting {what} is {value!r}.", expected=expected)
+    return value
+
+
+def _several(value: object) -> bool:
+    return isinstance(value, (list, tuple))
 
 
 def scheme(name: str, **settings: Any) -> Scheme:  # Any: the scheme's own fields

@@ -14,6 +14,7 @@ batch's first part), `recipe` (a :class:`earmark.training.Recipe` or a dict of i
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import sys
@@ -79,6 +80,8 @@ def from_module(module: ModuleType | object, *, name: str) -> Task:
             hint="See a complete one:  earmark demo --show-task",
         )
     recipe = getattr(module, "recipe", {})
+    if dataclasses.is_dataclass(recipe) and not isinstance(recipe, type):
+        recipe = dataclasses.asdict(recipe)
     if not isinstance(recipe, Mapping):
         raise TaskError(f"Task '{name}' has a recipe of type {type(recipe).__name__}, not a dict.")
     return Task(

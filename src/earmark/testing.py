@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import secrets
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,10 +32,10 @@ from torch.nn import functional
 from earmark import policy, stats
 from earmark.attacks.base import Attack, Budget, Knowledge
 from earmark.bench.zoo import tiny_hosts
-from earmark.errors import EarmarkError, KeyLayoutError, UsageError
+from earmark.errors import EarmarkError, KeyFileError, KeyLayoutError, UsageError
 from earmark.hosts.access import Host
 from earmark.hosts.module import ModuleHost, state_digest
-from earmark.keys.secret import Key
+from earmark.keys.secret import Disclosure, Key, Shard
 from earmark.records import Evidence
 from earmark.schemes.base import Scheme
 from earmark.schemes.embedding import embed
@@ -271,10 +272,12 @@ def _on_host(
     found = -policy.log2_p(evidence)
     notes.add("round trip", found >= bits, f"{found:.1f} bits, {bits:g} asked for")
     notes.add("measuring repeats", scheme.measure(task.host(marked), key) == evidence)
-    trials = evidence.trials if evidence.score is None else len(evidence.weights)
-    each = key.layout.params.get("groups", 1)
-    signs = key.layout.message_bits * (1 if evidence.score is None else int(str(each)))
-    notes.add("no more trials than keyed signs", trials <= signs, trials)
+    most = policy.bounds(key.layout, len(evidence.shards) or None)
+    notes.add("no more trials than keyed bits", evidence.trials <= most.trials, evidence.trials)
+    weighed = sum(weight > 0 for weight in evidence.weights)
+    notes.add("no more weights than keyed signs", weighed <= most.signs, weighed)
+    fair = most.chance in {None, evidence.chance}
+    notes.add("the chance follows from the layout", fair, evidence.chance)
     if thorough:
         with notes.during("same seed, same result"):
             _repeats(notes, ground, key)
@@ -331,6 +334,14 @@ def _half(notes: _Notes, ground: _Ground, key: Key, marked: nn.Module, bits: flo
     notes.add("half precision", found >= bits, f"{found:.1f} bits, {bits:g} asked for")
 
 
+class _OneCoin(Key):
+    """A liar's key: all shards have one secret, so that one bit would count once a shard."""
+
+    def shard(self, index: int) -> Shard:
+        """Return a shard with the first one's secret."""
+        return replace(Key.shard(self, index), secret=Key.shard(self, 0).secret)
+
+
 class _Sealed(Host):
     """A host that grants nothing."""
 
@@ -348,6 +359,17 @@ def _honest(notes: _Notes, ground: _Ground, key: Key, marked: nn.Module) -> None
     notes.refused(
         "refuses a host without access", lambda: scheme.measure(_Sealed(), key), EarmarkError
     )
+    if key.layout.shards > 1:
+        coin = _OneCoin(key.layout, secrets.token_bytes(32), None, key.inputs)
+        every = range(key.layout.shards)
+        liar = Disclosure(coin.opening("0" * 64), coin.reveal(every), key.inputs)
+        notes.refused(
+            "refuses shards of one secret", lambda: scheme.measure(host, liar), KeyFileError
+        )
+        stolen = Disclosure(key.opening("0" * 64), coin.reveal(every), key.inputs)
+        notes.refused(
+            "refuses shards of another key", lambda: scheme.measure(host, stolen), KeyFileError
+        )
     if scheme.needs_inputs:
         notes.refused("asks for inputs", lambda: scheme.new_key(host), UsageError)
     broken = copy.deepcopy(marked)

@@ -186,6 +186,7 @@ def train(
     loss: Callable[[nn.Module, batches.Tree], Tensor] | None = None,
     data: Callable[[int], Iterable[batches.Tree]] | None = None,
     checkpoint: str | Path | None = None,
+    purpose: str = "",
     events: Events = SILENT,
     label: str = "train",
 ) -> Trained:
@@ -199,7 +200,10 @@ def train(
         mark: An attached mark.
         loss: Another loss than the task's, for example distillation.
         data: Batches of an epoch, given the epoch's seed; by default the task's training split.
-        checkpoint: A file to resume from and to write after each epoch; removed at the end.
+        checkpoint: A file to resume from and to write after each epoch. It stays: remove it once
+            the model is safe.
+        purpose: What the training is for, in any words; a checkpoint of another purpose or seed
+            is refused.
         events: Who hears of the progress.
         label: Name of the work in progress reports.
 
@@ -209,6 +213,7 @@ def train(
     Raises:
         HostError: The loss became NaN or infinite.
         UsageError: A recipe that makes no sense, or no batches.
+        FormatError: The checkpoint is of another training.
     """
     recipe = recipe or Recipe.of(task.recipe)
     started = time.perf_counter()
@@ -216,14 +221,13 @@ def train(
         torch.manual_seed(seed)
         model = task.model() if model is None else model
         loop = _Loop(task, model, mark, loss or task.loss, recipe, seed, data)
+        loop.about = {"seed": seed, "epochs": recipe.epochs, "purpose": purpose}
         first = loop.resume(checkpoint) if checkpoint and Path(checkpoint).exists() else 0
         total = recipe.epochs
         for epoch in range(first, total):
             loop.epoch(epoch, events, f"{label} {epoch + 1}/{total}" if total > 1 else label)
-            if checkpoint and epoch + 1 < total:
+            if checkpoint:
                 loop.save(checkpoint, epoch + 1)
-    if checkpoint:
-        Path(checkpoint).unlink(missing_ok=True)
     model.eval()
     return Trained(model, loop.step, time.perf_counter() - started, tuple(loop.losses))
 
@@ -248,6 +252,7 @@ class _Loop:
         self.step = 0
         self.per_epoch = 0
         self.losses: list[float] = []
+        self.about: dict[str, Any] = {}  # Any: plain values that say which training this is
 
     def epoch(self, epoch: int, events: Events, label: str) -> None:
         """Run one epoch."""
@@ -297,6 +302,7 @@ class _Loop:
         if dist.is_available() and dist.is_initialized() and dist.get_rank() != 0:
             return
         state = {
+            "about": self.about,
             "epoch": epoch,
             "step": self.step,
             "per_epoch": self.per_epoch,
@@ -313,6 +319,7 @@ class _Loop:
         """Take a checkpoint back and return the epoch to go on with."""
         try:
             state = torch.load(path, weights_only=True)
+            _require_same(state["about"], self.about)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.mark is not None:
@@ -324,10 +331,16 @@ class _Loop:
         except OSError as error:
             raise FileError(f"Checkpoint '{path}' cannot be read: {error}.") from error
         except Exception as error:
+            why = error.what if isinstance(error, UsageError) else str(error)
             raise FormatError(
-                f"Checkpoint '{path}' does not fit this training: {error}.",
-                hint="Remove it to start again.",
+                f"Checkpoint '{path}' does not fit this training: {why.rstrip('.')}.",
+                hint="Give the same seed, epochs and key, or remove it to start again.",
             ) from error
+
+
+def _require_same(saved: object, wanted: object) -> None:
+    if saved != wanted:
+        raise UsageError(f"it is of {saved}, this is {wanted}")
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -16,6 +16,7 @@ Nothing here is needed to check a claim: what a stranger needs is in the dossier
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,13 +100,19 @@ class Vault:
                 f"Folder '{folder}' is not empty.",
                 hint="Use the vault that is there, or choose another folder with --vault.",
             )
-        building = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(building, ignore_errors=True)
-        made = cls._build(building, name, passphrase)
+        whole = folder.resolve()
         try:
-            building.replace(folder)
+            whole.parent.mkdir(parents=True, exist_ok=True)
+            building = Path(tempfile.mkdtemp(prefix=f".{whole.name}.", dir=whole.parent))
         except OSError as error:
             raise OutputError(f"Folder '{folder}' cannot be made: {error.strerror}.") from error
+        try:
+            made = cls._build(building, name, passphrase)
+            building.replace(whole)
+        except OSError as error:
+            raise OutputError(f"Folder '{folder}' cannot be made: {error.strerror}.") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
         return cls(folder, name, made.owner)
 
     @classmethod
@@ -139,7 +146,11 @@ class Vault:
                 hint="Pass --vault, or make one with:  earmark protect",
             )
         about = codec.parse(files.read_bytes(folder / "vault.json", limit=1 << 16))
-        if not isinstance(about, dict) or about.get("format") != "earmark/vault/1":
+        if (
+            not isinstance(about, dict)
+            or about.get("format") != "earmark/vault/1"
+            or not {"name", "owner"} <= set(about)
+        ):
             raise IntegrityError(f"'{folder / 'vault.json'}' does not describe a vault.")
         return cls(folder, str(about["name"]), str(about["owner"]))
 

@@ -6,11 +6,13 @@ import dataclasses
 import json
 import logging
 import traceback
+from dataclasses import replace
 
 import pytest
 
 from earmark.errors import EarmarkError, FileError, FormatError, KeyFileError, UsageError
 from earmark.keys.secret import Disclosure, Key, RevealedShard
+from earmark.ledger import merkle
 from earmark.records import Layout
 
 OWNER = "c" * 64
@@ -156,3 +158,28 @@ def test_secrets_reach_no_repr_log_or_error(key, tmp_path, caplog) -> None:
         for secret in forbidden:
             assert secret.hex() not in text
             assert repr(secret)[2:-1] not in text
+
+
+def test_one_coin_cannot_count_as_many() -> None:
+    """Shards of one secret would have the same labels: whoever commits to them is refused."""
+    layout = Layout("demo", 1, ("fc",), 64, 2)
+    honest = Key.generate(layout, secret=bytes(32)).bind("0b" * 32)
+    opening = honest.opening("0a" * 32)
+    Disclosure(opening, honest.reveal((0, 1))).check()
+    one = honest.shard(0)
+    shards = (one, replace(honest.shard(1), secret=one.secret))
+    leaves = [merkle.leaf_hash(shard.leaf()) for shard in shards]
+    root = merkle.node_hash(*leaves)
+    revealed = tuple(RevealedShard(shard, (leaves[1 - i].hex(),)) for i, shard in enumerate(shards))
+    forged = replace(opening, shard_root=root.hex())
+    assert all(item.belongs_to(forged) for item in revealed)
+    with pytest.raises(KeyFileError, match="same secret"):
+        Disclosure(forged, revealed).check()
+
+
+def test_shards_of_one_disclosure_have_one_beacon() -> None:
+    layout = Layout("demo", 1, ("fc",), 64, 2)
+    key = Key.generate(layout, secret=bytes(32))
+    first, second = key.bind("0b" * 32).reveal((0,)), key.bind("0c" * 32).reveal((1,))
+    with pytest.raises(KeyFileError, match="different ledger values"):
+        Disclosure(key.opening("0a" * 32), (*first, *second)).check()

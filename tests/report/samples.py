@@ -111,13 +111,19 @@ class Case:
             found = replace(
                 self.main.evidence,
                 commitment=self.commitment.commitment,
-                shards=(0, 3),
+                shards=(0, 1, 3, 6),
                 tried=replace(self.main.evidence.tried, of_shards=LAYOUT.shards),
             )
             self.evidence = found
             self.verdict = judge(found, POLICY)
             self.claim = Claim(
-                OWNER, self.opening, found.suspect, found.nonce, (0, 3), found.digest(), CLAIMED
+                OWNER,
+                self.opening,
+                found.suspect,
+                found.nonce,
+                found.shards,
+                found.digest(),
+                CLAIMED,
             )
             third = ledger.append(self.claim.canonical())
             ledger.append(b'{"later":1}')

@@ -79,7 +79,9 @@ def test_what_is_not_proven_is_noted(case):
     )
     found = check_files(sealed(replace(content, proof=proof)))
     notes = {item.name for item in found if item.status == checks.NOTE}
-    assert notes == {"count", "signature", "ledger key", "receipt", "report", "suspect"}
+    assert notes == {
+        "count", "nonce", "tried", "signature", "ledger key", "receipt", "report", "suspect",
+    }  # fmt: skip
     assert str(found[0]).startswith("verified  files")
 
 
@@ -150,6 +152,51 @@ def _stronger(case):
 
 def case_policy(case):
     return case.dossier().policy
+
+
+def recounted(case, **changes):
+    """Let the claimant change the evidence and make every other record agree with it."""
+    found = replace(case.evidence, **changes)
+    return {
+        "evidence": found,
+        "verdict": judge(found, case.dossier().policy),
+        "claim": replace(
+            case.claim, evidence=found.digest(), shards=tuple(range(case.opening.layout.shards))
+        ),
+    }
+
+
+INFLATED = {
+    "another chance": {"chance": Fraction(1, 1 << 20)},
+    "no shards": {"shards": ()},
+    "shards beyond the key": {"shards": (0, 8)},
+    "more trials than the shards hold": {"shards": (0, 1, 3)},
+    "signs out of nothing": {"hits": 0, "trials": 0, "weights": (1,) * 2000, "score": 2000},
+}
+
+
+@pytest.mark.parametrize("name", INFLATED)
+def test_evidence_cannot_be_inflated(case, name):
+    receipts = {k: v for k, v in case.proof.receipts.items() if k != "claim"}
+    changes = recounted(case, **INFLATED[name])
+    content = replace(
+        case.dossier(report=None, trials=()), proof=replace(case.proof, receipts=receipts)
+    )
+    check_files(sealed(content))
+    with pytest.raises(DossierError, match=r"records/(evidence|claim)\.json"):
+        check_files(sealed(replace(content, **changes)))
+
+
+def test_files_that_nothing_looks_at_are_refused(case):
+    contents = case.dossier().files()
+    for name in ("index.html", "records/other.json", "ledger/more.txt"):
+        more = {**contents, name: b"<script>"}
+        more["manifest.json"] = Manifest.of(more).canonical()
+        with pytest.raises(DossierError, match=name):
+            check_files(more)
+    kind = {**contents, "README.txt": b"Send money."}
+    kind["manifest.json"] = Manifest.of(kind).canonical()
+    assert "readme" in {item.name for item in check_files(kind)}
 
 
 FORGERIES = {
@@ -267,7 +314,7 @@ def _without(packed):
 
 def test_a_page_of_another_version_is_only_noted(case):
     older = case.report(version="0.0.1", robustness=())
-    contents = sealed(case.dossier(report=older))
+    contents = sealed(case.dossier(report=older, trials=()))
     changed = resealed(contents, **{"report.html": b"<p>older looks</p>"})
     found = {item.name: item for item in check_files(changed)}
     assert found["report"].status == checks.NOTE

@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
-from math import log10
 
 import pytest
 
@@ -133,7 +132,7 @@ def test_the_order_of_the_page(case):
     text = found.text
     places = [
         text.index("The mark of Acme Research is shown in leak.safetensors"),
-        text.index(one_in(case.verdict.log10_p / log10(2), plain=False).split("·")[0]),
+        text.index(one_in(-case.verdict.bits, plain=False).split("·")[0]),
         text.index("log₁₀ p ="),
         text.index("142 days before the suspect was first seen"),
     ]

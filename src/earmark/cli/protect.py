@@ -93,29 +93,30 @@ def command(
 
     if output.exists() and not force:
         raise UsageError(f"Output '{output}' exists already.", hint="Pass --force to replace it.")
-    with files.replacing(output, overwrite=True) as probe:  # fails now rather than after training
-        probe.unlink()
-        task = load_task(task_path)
-        scheme = registry.scheme(scheme_name, **options.parse_settings(settings))
-        vault = open_vault(vault_path, owner, passphrase_file)
-        word = options.passphrase(passphrase_file)
-        bars = Bars(quiet=quiet or as_json)
-        drawn = secrets.randbelow(1 << 31) if seed is None else seed
-        if key_name:
-            key, registration = committed(vault, key_name, scheme, word)
-        elif checkpoint is not None and checkpoint.exists():
-            raise UsageError(
-                f"Checkpoint '{checkpoint}' is of a training with a key that exists already.",
-                hint="Name that key with --key, or remove the checkpoint to begin anew.",
-            )
-        else:
-            key, registration = commit(task, scheme, vault, word, note=output.name)
-        bars.note(f"key {registration.id}: committed, seed {drawn}")
-        from earmark.hosts.files import save_release
+    files.require_writable(output)  # fails now rather than after the training
+    task = load_task(task_path)
+    scheme = registry.scheme(scheme_name, **options.parse_settings(settings))
+    vault = open_vault(vault_path, owner, passphrase_file)
+    word = options.passphrase(passphrase_file)
+    bars = Bars(quiet=quiet or as_json)
+    drawn = secrets.randbelow(1 << 31) if seed is None else seed
+    if key_name:
+        key, registration = committed(vault, key_name, scheme, word)
+    elif checkpoint is not None and checkpoint.exists():
+        raise UsageError(
+            f"Checkpoint '{checkpoint}' is of a training with a key that exists already.",
+            hint="Name that key with --key, or remove the checkpoint to begin anew.",
+        )
+    else:
+        key, registration = commit(task, scheme, vault, word, note=output.name)
+    bars.note(f"key {registration.id}: committed, seed {drawn}")
+    from earmark.hosts.files import save_release
 
-        trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, checkpoint, bars)
-        save_release(trained.model, probe)
+    trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, checkpoint, bars)
+    save_release(trained.model, output, overwrite=True)
     registration = vault.release(registration, {output.name: files.file_digest(output)})
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     evidence = scheme.measure(task.host(trained.model), key)
     verdict = policy.judge(evidence)
     utility = task.evaluate(trained.model)

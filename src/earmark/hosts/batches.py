@@ -179,5 +179,12 @@ def load(path: str | Path) -> Tree:
             return _build(shape, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except OSError as error:
         raise FileError(f"File '{path}' cannot be read: {error}.") from error
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise FormatError(f"File '{path}' does not hold stored inputs: {error}.") from error

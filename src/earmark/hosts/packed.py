@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     Raw = Callable[[Entry], NDArray[np.uint8]]
 
 _SCALES = ("_scale", "_scale_inv")
+_MOST_DIMS = 16
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 _SMALL = ("I8", "U8", "F8_E4M3", "F8_E5M2")
 
@@ -153,6 +154,7 @@ class CodeBook:
         """
         shape, block = self.shape, int(self.state["blocksize"])
         count = math.prod(shape)
+        block = min(block, max(1, count))
         book = _values(self.parts["quant_map"], raw).reshape(-1)
         codes = raw(self.words)
         if count > 2 * len(codes) or len(book) != 16 or block < 1:
@@ -262,14 +264,15 @@ def _grouped(words: Entry, dot: str, entries: Mapping[str, Entry]) -> Grouped:
     return made
 
 
-def _unpack(words: NDArray[np.int64], bits: int, *, awq: bool) -> NDArray[np.int64]:
+def _unpack(words: NDArray[np.int64], bits: int, *, awq: bool) -> NDArray[np.int16]:
     """Unpack each row of 32-bit words into codes, lowest bits first."""
     shifts = np.arange(0, 32, bits)
     if awq and bits == 4:
         shifts = shifts[list(_AWQ_ORDER)]
-    codes = (words[:, :, None] & 0xFFFFFFFF) >> shifts & ((1 << bits) - 1)
-    found: NDArray[np.int64] = codes.reshape(len(words), -1)
-    return found
+    found = np.empty((*words.shape, len(shifts)), np.int16)
+    for place, shift in enumerate(shifts):
+        found[:, :, place] = words >> shift & ((1 << bits) - 1)
+    return found.reshape(len(words), -1)
 
 
 def _values(entry: Entry, raw: Raw) -> NDArray[np.float32]:
@@ -286,7 +289,9 @@ def _state(entry: Entry, raw: Raw) -> dict[str, Any]:  # Any: JSON
     try:
         state = json.loads(raw(entry).tobytes().decode("utf-8"))
         shape = state["shape"]
-        good = all(isinstance(size, int) and 0 <= size < 1 << 40 for size in shape)
+        good = len(shape) <= _MOST_DIMS and all(
+            isinstance(size, int) and 0 <= size < 1 << 40 for size in shape
+        )
         float(state.get("nested_offset", 0.0))
         int(state.get("nested_blocksize", 256))
         if good and isinstance(state["blocksize"], int):

@@ -280,13 +280,28 @@ class Disclosure:
         return tuple(item.shard for item in self.revealed)
 
     def check(self) -> None:
-        """Refuse shards that the opening does not fix.
+        """Refuse shards that the opening does not fix, or whose messages could be one message.
+
+        Shards of one secret have the same labels: whoever commits to one secret many times would
+        have one coin count as many.
 
         Raises:
-            KeyFileError: A shard does not belong to the commitment, or one is named twice.
+            KeyFileError: A shard does not belong to the commitment, one is named twice, two have
+                the same secret, or they are bound to different ledger values.
         """
         if len({shard.index for shard in self.shards}) != len(self.shards):
             raise KeyFileError("A disclosure names a shard twice.")
+        if len({shard.secret for shard in self.shards}) != len(self.shards):
+            raise KeyFileError(
+                "Two shards of this disclosure have the same secret.",
+                expected="A secret of its own for each shard, as every honest key has.",
+                hint="Do not count on this key: its answers are not independent.",
+            )
+        if len({shard.beacon for shard in self.shards}) > 1:
+            raise KeyFileError(
+                "The shards of this disclosure are bound to different ledger values.",
+                expected="One value, the beacon of the key's commitment.",
+            )
         for item in self.revealed:
             if not item.belongs_to(self.opening):
                 raise KeyFileError(

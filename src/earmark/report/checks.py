@@ -16,11 +16,13 @@ from earmark.ledger.checkpoint import SignedCheckpoint
 from earmark.ledger.merkle import verify_consistency
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.port import beacon, from_hex, verify_receipt
-from earmark.policy import LEVELS, Policy, judge
+from earmark.policy import LEVELS, Policy, bounds, judge
 from earmark.records import Evidence, Record, Verdict
 from earmark.report import archive
 from earmark.report.content import ReportContent
 from earmark.report.dossier import (
+    FILES,
+    README,
     SIGNATURE,
     SIGNED,
     DossierContent,
@@ -33,6 +35,8 @@ from earmark.report.page import render
 VERIFIED = "verified"
 NOTE = "note"
 MAX_TRIALS = 1 << 22
+MAX_PIECES = 1 << 12
+MAX_WEIGHTS = 1 << 18
 _PROOF = "ledger/proof.json"
 _REGISTERED = ("commitment", "release", "claim", "evidence", "verdict")
 
@@ -77,6 +81,7 @@ def check_files(contents: Mapping[str, bytes], *, vkey: str | None = None) -> li
     """Verify a dossier that was read already; see :func:`check_dossier`."""
     manifest = require_manifest(contents)
     content = content_of(contents)
+    _require_known(contents)
     _require_modest(content)
     return [
         _ok("files", f"All {len(manifest.files)} files are as the manifest lists them."),
@@ -92,7 +97,7 @@ def check_files(contents: Mapping[str, bytes], *, vkey: str | None = None) -> li
         _evidence(content),
         _verdict(content.evidence, content.policy, content.verdict, record_path("verdict")),
         *_report(contents, content),
-        *_statements(content),
+        *_statements(contents, content),
     ]
 
 
@@ -112,6 +117,13 @@ def _require(condition: bool, file: str, why: str) -> None:  # noqa: FBT001 - a 
         raise _fail(file, why)
 
 
+def _require_known(contents: Mapping[str, bytes]) -> None:
+    """Refuse files that nothing here would look at: somebody may open them and believe them."""
+    for name in sorted(contents):
+        if name not in FILES and not name.startswith("attachments/"):
+            raise _fail(name, "no dossier has such a file; what is added goes under attachments/")
+
+
 def _require_modest(content: DossierContent) -> None:
     """Refuse counts that would keep a checker busy for ever."""
     pieces = [(content.evidence, record_path("evidence"))]
@@ -122,6 +134,9 @@ def _require_modest(content: DossierContent) -> None:
             for item in content.report.robustness
             if item.evidence is not None
         ]
+    weights = sum(len(evidence.weights) for evidence, _ in pieces)
+    _require(len(pieces) <= MAX_PIECES, record_path("report"), f"it has over {MAX_PIECES:,} parts")
+    _require(weights <= MAX_WEIGHTS, record_path("report"), f"it weighs over {MAX_WEIGHTS:,} signs")
     for evidence, file in pieces:
         large = max(evidence.trials, sum(evidence.weights)) > MAX_TRIALS
         _require(not large, file, f"it counts more than {MAX_TRIALS:,} trials")
@@ -261,8 +276,18 @@ def _evidence(content: DossierContent) -> Check:
     evidence, layout, file = content.evidence, content.opening.layout, record_path("evidence")
     _require(evidence.layout == layout.digest(), file, "it is of another layout than the key's")
     _require(evidence.scheme == layout.scheme, file, "it is of another scheme than the key's")
-    _require(evidence.trials <= layout.message_bits, file, "it counts more trials than the key has")
-    some = 0 < len(evidence.shards) < layout.shards
+    within = bool(evidence.shards) and all(0 <= i < layout.shards for i in evidence.shards)
+    _require(within, file, "it names no shards of the key, or some that the key does not have")
+    try:
+        most = bounds(layout, len(evidence.shards))
+    except EarmarkError as error:
+        raise _fail(record_path("opening"), error.what) from error
+    _require(evidence.trials <= most.trials, file, "it counts more trials than its shards have")
+    weighed = sum(weight > 0 for weight in evidence.weights)
+    _require(weighed <= most.signs, file, "it weighs more signs than its shards have")
+    fair = evidence.chance == most.chance or most.chance is None
+    _require(fair, file, "its chance is not that of the committed layout")
+    some = len(evidence.shards) < layout.shards
     charged = evidence.tried.of_shards == layout.shards or not some
     _require(charged, file, "the choice of its shards is not charged")
     named = (None, content.commitment.commitment)
@@ -316,6 +341,7 @@ def _report(contents: Mapping[str, bytes], content: DossierContent) -> list[Chec
 
 def _report_facts(report: ReportContent, content: DossierContent) -> None:
     file = record_path("report")
+    _require(report.robustness == content.trials, file, "it shows other trials")
     for name in ("commitment", "release", "claim", "policy", "proof"):
         same = getattr(report, name) == getattr(content, name)
         _require(same, file, f"it shows another {name}")
@@ -326,7 +352,7 @@ def _report_facts(report: ReportContent, content: DossierContent) -> None:
     _require(main.verdict == content.verdict, file, "it shows another verdict")
 
 
-def _statements(content: DossierContent) -> list[Check]:
+def _statements(contents: Mapping[str, bytes], content: DossierContent) -> list[Check]:
     made = [
         Check(
             "count",
@@ -335,8 +361,20 @@ def _statements(content: DossierContent) -> list[Check]:
             "and the suspect, and measure it yourself.",
         )
     ]
-    if content.evidence.nonce is None:
-        made.append(Check("nonce", NOTE, "Nothing fixes how the trials were split."))
+    split = "Nothing fixes how the trials were split."
+    if content.evidence.nonce is not None:
+        split = (
+            "How the trials were split was fixed by a value of the claimant's own ledger; it was "
+            "not computed again. Who counts again can split by a value of his own."
+        )
+    made.append(Check("nonce", NOTE, split))
+    counted = content.evidence.tried
+    told = (
+        f"{counted.keys} keys and {counted.suspects} suspects, as the claimant says, are charged."
+    )
+    made.append(Check("tried", NOTE, told))
+    if contents.get("README.txt") != README.encode():
+        made.append(Check("readme", NOTE, "README.txt is not the text that this version writes."))
     if content.policy.digest() not in {Policy.at(name).digest() for name, _ in LEVELS}:
         made.append(
             Check("policy", NOTE, "The verdict is by a policy of the claimant's own making.")
@@ -347,5 +385,5 @@ def _statements(content: DossierContent) -> list[Check]:
         )
     if content.attachments:
         made.append(Check("attachments", NOTE, f"{len(content.attachments)} were not looked into."))
-    told = "To count again, measure the suspect itself; its digest is in the claim."
-    return [*made, Check("suspect", NOTE, told)]
+    suspect = "To count again, measure the suspect itself; its digest is in the claim."
+    return [*made, Check("suspect", NOTE, suspect)]

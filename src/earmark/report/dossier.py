@@ -65,13 +65,25 @@ RECORDS: dict[str, type[Record]] = {
 }
 """The records that every dossier has, by name."""
 
-_README = """This folder proves one claim about a neural network. It needs no network to check:
+FILES = frozenset(
+    {
+        "README.txt",
+        archive.MANIFEST,
+        SIGNATURE,
+        "report.html",
+        *(f"ledger/{name}" for name in ("proof.json", "vkey.txt", "checkpoint.txt")),
+        *(f"records/{name}.json" for name in (*RECORDS, "trials", "report")),
+    }
+)
+"""Every file that a dossier may have, beside attachments."""
 
-    pip install earmark
-    python -c "from earmark.report import check_dossier; print(*check_dossier('.'), sep='\\n')"
+README = """This folder proves one claim about a neural network. Checking it needs no network and no
+PyTorch, only earmark (pip install earmark):
+
+    earmark report .
 
 It lists what was verified, or names the file that does not fit. Get the ledger's public key
-from a source of your own and pass it as the second argument; the one in ledger/vkey.txt comes
+from a source of your own and pass it with --vkey; the one in ledger/vkey.txt comes
 from whoever gave you this folder. Open report.html to read what the claim says.
 """
 
@@ -108,7 +120,7 @@ class DossierContent:
 
     def files(self) -> dict[str, bytes]:
         """Return every file but the manifest: path inside the dossier to content."""
-        made = {"README.txt": _README.encode()}
+        made = {"README.txt": README.encode()}
         for name in RECORDS:
             record: Record = getattr(self, name)
             made[record_path(name)] = record.canonical()

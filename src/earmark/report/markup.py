@@ -12,7 +12,8 @@ from html import escape
 
 _VOID = frozenset({"meta", "br", "line", "rect", "circle", "path", "polygon", "use", "polyline"})
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9-]*")
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+"""Not "Cn": which code points are unassigned changes with the version of Unicode."""
 
 
 class Markup(str):

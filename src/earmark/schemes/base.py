@@ -135,10 +135,11 @@ class Scheme(ABC):
         return 0
 
     def check_key(self, key: Key | Disclosure) -> None:
-        """Refuse a key of another scheme or version.
+        """Refuse a key of another scheme or version, and shards that do not belong to their key.
 
         Raises:
             KeyLayoutError: Scheme or version differ.
+            KeyFileError: A disclosure's shards are not those that were committed to.
         """
         layout = key.layout
         if (layout.scheme, layout.version) != (self.name, self.version):
@@ -147,6 +148,8 @@ class Scheme(ABC):
                 f"not for '{self.name}' version {self.version}.",
                 hint="Use the scheme that the key names:  earmark schemes",
             )
+        if isinstance(key, Disclosure):
+            key.check()
 
     def need_inputs(self, inputs: Tree | None) -> Tree:
         """Return the inputs, or refuse their absence.

@@ -58,7 +58,8 @@ def embed(
         model: A trained model to fine-tune, changed in place; a fresh one if null.
         teacher: A model to distil from; then no labels are used.
         recipe: Settings; by default the task's own.
-        checkpoint: A file to resume from.
+        checkpoint: A file to resume from and to write after each epoch; see
+            :func:`earmark.training.train`. One of another key is refused.
         events: Who hears of the progress.
         label: Name of the work in progress reports.
 
@@ -86,6 +87,7 @@ def embed(
             mark=mark,
             loss=loss,
             checkpoint=checkpoint,
+            purpose=f"{key.layout.digest()} {key.beacon}",
             events=events,
             label=label,
         )
