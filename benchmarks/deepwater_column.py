@@ -233,7 +233,7 @@ def transformer(seed: int) -> Subject:
     class Tokens:
         """Batches of token sequences."""
 
-        def __init__(self, split: str, order: int) -> None:
+        def __init__(self, split: str, order: int = 0) -> None:
             self.inner = data.batches(split, size=64, seed=order)
 
         def __len__(self) -> int:
@@ -246,7 +246,7 @@ def transformer(seed: int) -> Subject:
 
     def evaluate(model: nn.Module) -> float:
         with torch.no_grad():
-            right = [(model(x).argmax(1) == y).float().mean() for x, y in Tokens("test", 0)]
+            right = [(model(x).argmax(1) == y).float().mean() for x, y in Tokens("test")]
         return 100 * float(torch.stack(right).mean())
 
     task = Task(
@@ -254,7 +254,7 @@ def transformer(seed: int) -> Subject:
         loss=cross_entropy,
         batches=Tokens,
         evaluate=evaluate,
-        recipe={"epochs": 12, "lr": 3e-3, "optimizer": "adamw", "weight_decay": 1e-4},
+        recipe={"epochs": 30, "lr": 3e-3, "optimizer": "adamw", "weight_decay": 1e-4},
         name="transformer/digits",
     )
     key = SCHEME.new_key(task.host(fresh_model(task, seed)), secret=bytes([seed + 1]) * 32)
@@ -290,6 +290,8 @@ def nulls(count: int) -> None:
         row = Row(cell.name, network="small-cnn", data="digits", seed=cell.seed)
         subject = Subject(cell.task, cell.marked()[0], cell.key)
         decoy = SCHEME.new_key(subject.host, secret=bytes([cell.seed + 101]) * 32)
+        first = fresh_model(cell.task, cell.seed)
+        start = SCHEME.reference(cell.task.host(first), cell.key)
         for how, models in (("plain", plain), ("disguised", disguised)):
             for i, model in enumerate(models):
                 name = f"{how} {i}" + (" (same start)" if i == cell.seed else "")
@@ -297,22 +299,22 @@ def nulls(count: int) -> None:
                     continue
                 suspect = cell.task.host(model)
                 aligned = align(suspect, subject.reference, subject.channels)
-                naive = align(suspect, subject.host, subject.channels)
-                true, other = (SCHEME.measure(aligned, key) for key in (cell.key, decoy))
-                bent = SCHEME.measure(naive, cell.key)
-                row.note(
-                    row="null",
-                    attack=name,
-                    hits=true.hits,
-                    trials=true.trials,
-                    bits=bits(true),
-                    score=true.score,
-                    norm=round(float(np.sqrt(np.square(true.weights).sum())), 1),
-                    decoy_hits=other.hits,
-                    decoy_bits=bits(other),
-                    naive_hits=bent.hits,
-                    naive_bits=bits(bent),
-                )
+                found: dict[str, Any] = {}
+                for kind, evidence in {
+                    "": SCHEME.measure(aligned, cell.key),
+                    "decoy_": SCHEME.measure(aligned, decoy),
+                    "start_": SCHEME.measure(align(suspect, start, subject.channels), cell.key),
+                    "naive_": SCHEME.measure(
+                        align(suspect, subject.host, subject.channels), cell.key
+                    ),
+                }.items():
+                    size = float(np.sqrt(np.square(evidence.weights).sum()))
+                    found |= {
+                        f"{kind}hits": evidence.hits,
+                        f"{kind}z": round(float(evidence.score or 0) / size, 3),
+                        f"{kind}bits": bits(evidence),
+                    }
+                row.note(row="null", attack=name, trials=evidence.trials, **found)
 
 
 def _digits() -> argparse.Namespace:

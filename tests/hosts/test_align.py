@@ -13,14 +13,16 @@ from earmark.attacks.chain import Chain
 from earmark.attacks.noise import Noise
 from earmark.attacks.obfuscate import Dummies, FlipSigns, Obfuscate, Permute, Scale
 from earmark.attacks.prune import PruneChannels
-from earmark.bench.zoo import ResNet, SmallCnn, TinyTransformer
+from earmark.bench.zoo import ResNet, SmallCnn, TinyTransformer, image_task
 from earmark.errors import HostError
 from earmark.hosts.align import align, balance
 from earmark.hosts.arrays import ArrayHost
 from earmark.hosts.graph import channels
 from earmark.hosts.module import ModuleHost
 from earmark.schemes.deepwater import DeepWater
+from earmark.schemes.embedding import embed, fresh_model
 from earmark.task import Task
+from earmark.training import train
 
 SCHEME = DeepWater()
 
@@ -287,6 +289,45 @@ def test_the_naive_aligner_fails_the_same_test():
     """Aligned to the marked weights themselves, the same innocent models look guilty."""
     found = rates(naive=True, references=3, nulls=5)
     assert found.mean() < 0.45
+
+
+def trained(references: int, nulls: int) -> dict[str, np.ndarray]:
+    """Standard scores of unmarked networks, aligned to marked ones; all were trained on digits."""
+    task = image_task("small-cnn", "digits", batch=64, recipe={"epochs": 4, "lr": 0.05})
+    innocents = [task.host(train(task, seed=100 + i).model) for i in range(nulls)]
+    found: dict[str, list[float]] = {"naive": [], "released": [], "start": []}
+    for i in range(references):
+        start = fresh_model(task, i)
+        key = SCHEME.new_key(task.host(start), secret=bytes([i + 1]) * 32)
+        marked = embed(task, SCHEME, key, seed=i).model
+        release = task.host(marked)
+        for how, reference in {
+            "naive": release,
+            "released": SCHEME.reference(release, key),
+            "start": SCHEME.reference(task.host(start), key),
+        }.items():
+            for suspect in innocents:
+                evidence = SCHEME.measure(align(suspect, reference, channels(marked)), key)
+                size = np.sqrt(np.square(evidence.weights).sum())
+                found[how].append(float(evidence.score) / size)
+    return {how: np.reshape(values, (references, nulls)) for how, values in found.items()}
+
+
+@pytest.mark.slow
+def test_what_training_makes_of_a_mark_bends_no_innocent():
+    """S1 on trained networks: their training answered to the flips, the reference does not."""
+    found = trained(8, 8)
+    for how in ("released", "start"):
+        means = found[how].mean(axis=1)
+        assert abs(means.mean()) < 3 * max(means.std(ddof=1), 0.5) / np.sqrt(len(means))
+        assert found[how].max() < 4
+
+
+def test_trained_innocents_look_guilty_to_the_naive_aligner_only():
+    found = trained(2, 2)
+    assert found["naive"].mean() > 4
+    assert abs(found["released"].mean()) < 2
+    assert abs(found["start"].mean()) < 2
 
 
 def test_a_decoy_key_reads_the_same_after_alignment():

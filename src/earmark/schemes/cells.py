@@ -409,6 +409,33 @@ def without(cells: Cells, values: NDArray[np.float32]) -> NDArray[np.float32]:
     return made
 
 
+def whiten(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a tensor as a matrix of filters whose singular values are all 1 (or 0).
+
+    What a training has learned is of low rank, and lets some of what was projected out be guessed
+    from the rest. The many small singular values are the noise that a network was born with, which
+    tells it from every other network.
+
+    Args:
+        values: (filters, ...).
+
+    Example:
+        >>> made = whiten(np.array([[3.0, 0.0], [0.0, 0.1]], np.float32))
+        >>> made.round(6).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    matrix = values.reshape(len(values), -1).astype(np.float64)
+    tall = matrix.shape[0] > matrix.shape[1]
+    if tall:
+        matrix = matrix.T
+    sizes, vectors = np.linalg.eigh(matrix @ matrix.T)
+    least = max(float(sizes.max()), 1e-300) * 1e-10
+    roots = np.where(sizes > least, 1 / np.sqrt(np.maximum(sizes, least)), 0.0)
+    made = (vectors * roots) @ (vectors.T @ matrix)
+    white: NDArray[np.float32] = (made.T if tall else made).astype(np.float32)
+    return white.reshape(values.shape)
+
+
 def exchange(
     values: NDArray[np.float32], signs: NDArray[np.int8], wanted: NDArray[np.int8]
 ) -> NDArray[np.float32]:

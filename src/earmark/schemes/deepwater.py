@@ -321,12 +321,15 @@ class DeepWater(Scheme):
         """Return a model's weights with the carrier projected out, for aligning suspects to.
 
         In every pair of every cell at hand, the part of the weights along the pair's keyed signs is
-        removed. The result stays the same if any of the key's flips change, so that aligning an
-        innocent suspect to it tells nothing about them. It gives away the cells at hand to whoever
-        also has the released model: make it from a disclosure, or keep it.
+        removed; what is left is whitened (:func:`earmark.schemes.cells.whiten`). Neither planting
+        nor stamping touches what is left, so that aligning an innocent suspect to it tells nothing
+        about the key's flips. If the model was trained after it was marked, the training may have
+        answered to the flips, and that is true to the second order only; it is true exactly if
+        `released` is the model as it was before its training. The reference gives away the cells
+        at hand to whoever also has the released model: make it from a disclosure, or keep it.
 
         Args:
-            released: The model as it was released, or as it was before it was marked.
+            released: The model as it was released, or as it was before its training.
             key: The key, or the part of it that a claim reveals.
 
         Raises:
@@ -345,7 +348,7 @@ class DeepWater(Scheme):
                 flat = np.array(tensors[layer.name], np.float32).reshape(-1)
                 positions = cells.positions()
                 flat[positions] = cells_of.without(cells, flat[positions])
-                tensors[layer.name] = flat.reshape(layer.shape)
+                tensors[layer.name] = cells_of.whiten(flat.reshape(layer.shape))
         return ArrayHost(tensors, digest=released.digest())
 
     def aligned(
@@ -355,7 +358,7 @@ class DeepWater(Scheme):
 
         Args:
             suspect: The model under test, of the same architecture but of any width.
-            released: The committed release.
+            released: The committed release, or the model as it was before its training.
             key: The key, or the part of it that a claim reveals.
             channels: The release's groups of channels, from :func:`earmark.hosts.graph.channels`.
 
