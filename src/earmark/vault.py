@@ -9,6 +9,7 @@
       keys/<id>.key         sealed keys
       keys/<id>.json        what was registered for the key, with receipts
       inputs/<digest>.safetensors    inputs of keys, stored once
+      transcripts/<name>.jsonl       what remote suspects were asked and answered
 
 Nothing here is needed to check a claim: what a stranger needs is in the dossier.
 """
@@ -314,6 +315,12 @@ class Vault:
                 hint="Restore the file from a backup.",
             )
         return replace(key, inputs=tree)
+
+    def transcript(self, name: str) -> Path:
+        """Return where the transcript of a remote suspect is kept; its folder is made."""
+        folder = self.path / "transcripts"
+        _make_folder(folder)
+        return folder / f"{name}.jsonl"
 
     def _store_inputs(self, key: Key) -> None:
         if key.layout.inputs is None:

@@ -15,7 +15,7 @@ from earmark.cli.main import run
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = ["README.md", "docs/tutorial.md"]
+PAGES = ["README.md", "docs/tutorial.md", "docs/tutorials/deepsigns.md"]
 
 
 def _console(text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_every_snippet_runs(page, tmp_path, monkeypatch, capsys) -> None:
         next(c for _, about, c in FENCE.findall(tutorial) if "title=" in about)
     )
     for language, about, code in FENCE.findall((ROOT / page).read_text()):
-        if language == "python" and "title=" in about:
+        if "title=" in about:
             Path(about.split("title=")[1].strip()).write_text(code)
         elif language == "python":
             exec(compile(code, f"{page}:python", "exec"), scope)

@@ -144,6 +144,40 @@ def digits(count):
     return load("digits").batches("train", size=count, seed=0)
 
 
+def test_shifting_all_activations_alike_is_no_way_to_lower_the_term(task):
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(64, 32)
+            self.head = nn.Linear(32, 10)
+
+        def forward(self, x):
+            return self.head(self.body(x.flatten(1)))
+
+    torch.manual_seed(0)
+    model = Shifted()
+    scheme = DeepSigns(bits=64, margin=1.0, every=1, taps=("body",))
+    key = scheme.new_key(ModuleHost(model), inputs=samples(task), secret=bytes(32))
+    with scheme.attach(model, key) as mark:
+        mark.loss().backward()
+    assert model.body.weight.grad.abs().max() > 1e-3
+    assert model.body.bias.grad.abs().max() < 1e-6
+
+
+def test_a_network_without_norms_keeps_its_accuracy_under_plain_sgd(task, plain, key):
+    network = copy.deepcopy(plain)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
+    with SCHEME.attach(network, key) as mark:
+        for epoch in range(15):
+            for batch in task.stream("train", epoch):
+                loss = task.loss(network, batch) + mark.loss()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    assert task.evaluate(network) > task.evaluate(plain) - 3
+    assert bits(SCHEME, network, key) > 80
+
+
 def test_pruning_leaves_a_claim(task, marked, key):
     pruned = Prune(share=0.5).run(marked, Budget(task), seed=0)
     assert bits(SCHEME, pruned, key) >= 64

@@ -13,8 +13,15 @@ from earmark.errors import AccessError, CapacityError, HostError, KeyFileError, 
 from earmark.hosts.callable import CallableHost
 from earmark.hosts.module import ModuleHost
 from earmark.keys.secret import Disclosure
+from earmark.keys.stream import KeyStream
 from earmark.schemes.adi import abstract
-from earmark.schemes.deepsigns_blackbox import DeepSignsBlackBox, blended, checked_inputs, drawn
+from earmark.schemes.deepsigns_blackbox import (
+    DeepSignsBlackBox,
+    blended,
+    checked_inputs,
+    drawn,
+    grained,
+)
 from earmark.schemes.deepsigns_blackbox_paper import (
     DeepSignsBlackBoxPaper,
     claims,
@@ -121,15 +128,30 @@ def test_changed_or_missing_inputs_are_refused(marked, key):
 
 def test_too_few_samples_are_refused(task, plain):
     with pytest.raises(CapacityError, match="set count to 10"):
-        SCHEME.new_key(task.host(plain), inputs=samples(task)[:20])
+        replace(SCHEME, blend=0.5).new_key(task.host(plain), inputs=samples(task)[:20])
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"count": 0}, {"count": 30}, {"blend": 0.7}, {"noise": -1.0}, {"classes": 1}]
+    "wrong",
+    [{"count": 0}, {"count": 30}, {"blend": 0.7}, {"noise": -1.0}, {"grain": -1.0}, {"classes": 1}],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UsageError):
         DeepSignsBlackBox(**wrong)
+
+
+def test_grain_is_keyed_stays_in_range_and_leaves_codes():
+    given = {"x": torch.rand(40, 3, 8, 8), "codes": torch.arange(40)[:, None]}
+    made = grained(given, 0.5, KeyStream(bytes(32), "grain"))
+    again = grained(given, 0.5, KeyStream(bytes(32), "grain"))
+    other = grained(given, 0.5, KeyStream(b"1" * 32, "grain"))
+    assert torch.equal(made["x"], again["x"])
+    assert not torch.equal(made["x"], other["x"])
+    assert torch.equal(made["codes"], given["codes"])
+    assert made["x"].min() >= given["x"].min()
+    assert made["x"].max() <= given["x"].max()
+    change = (made["x"] - given["x"]).std() / given["x"].std()
+    assert 0.4 < change < 0.5  # clipped a little
 
 
 def test_blends_numbers_and_splices_codes():

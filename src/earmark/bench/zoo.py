@@ -96,13 +96,20 @@ class ResNet(nn.Module):
         classes: Number of classes.
         blocks: Blocks a stage; 1 gives eight layers, 3 gives twenty.
         width: Channels of the first stage.
+        stride: Stride of the first convolution.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], classes: int, *, blocks: int = 1, width: int = 16
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        *,
+        blocks: int = 1,
+        width: int = 16,
+        stride: int = 1,
     ) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(shape[0], width, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(shape[0], width, 3, padding=1, stride=stride, bias=False)
         self.bn = nn.BatchNorm2d(width)
         stages: list[nn.Module] = []
         inner = width

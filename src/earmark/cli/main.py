@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Say whether a suspect carries your mark, and with what certainty."),
     "attack": ("attack", "Attack a marked model and measure what is left of the mark."),
     "bench": ("bench", "Compare schemes, networks and attacks from a plan."),
+    "metrics": ("metrics", "Measure a scheme on your task: the literature's eight requirements."),
     "license": ("license", "Issue, list and revoke licenses of locked copies."),
     "unlock": ("unlock", "Open a locked copy with its license."),
     "trace": ("trace", "Name the customer whose copy leaked."),

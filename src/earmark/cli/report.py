@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -53,6 +54,7 @@ def write_claim(
     policy: Policy,
     suspect: str,
     word: str,
+    attachments: Mapping[str, bytes] | None = None,
 ) -> None:
     """Record a claim in the ledger and write the dossier that proves it."""
     from earmark.report.content import ReportContent, Subject
@@ -96,6 +98,7 @@ def write_claim(
             policy=policy,
             proof=proof,
             report=content,
+            attachments=attachments or {},
         ),
         signer=vault.identity(word),
     )

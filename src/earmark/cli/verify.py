@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from earmark import codec, policy, registry
+from earmark import policy, registry
 from earmark.cli import options
-from earmark.cli.output import EXIT, emit, line, verdict_lines
+from earmark.cli.output import EXIT, Bars, emit, line, verdict_lines
+from earmark.cli.service import Service, is_address, nonce_of, service_options
 from earmark.codec import Json
 from earmark.errors import UsageError
 from earmark.records import Access, Evidence, Outcome
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dossier", type=click.Path(path_type=Path), help="Write a dossier that proves the claim."
 )
+@service_options
 @options.vault_option
 @options.passphrase_option
 @options.quiet_option
@@ -57,6 +59,9 @@ def command(
     level: str,
     suspects: int,
     dossier: Path | None,
+    adapter: Path | None,
+    budget: int | None,
+    transcript: Path | None,
     vault_path: Path,
     passphrase_file: Path | None,
     quiet: bool,
@@ -64,21 +69,37 @@ def command(
 ) -> int:
     """Say whether a suspect carries your mark, and with what certainty.
 
-    SUSPECT is a safetensors file or a folder of them. Schemes that read activations need --task,
-    for the model's class. Exit codes: 0 mark shown, 1 not shown, 3 inconclusive, 4 ledger or key
-    was changed, 5 could not run.
+    SUSPECT is a safetensors file, a folder of them, or the address of a service, http(s)://...
+    Schemes that read activations need --task, for the model's class. A service is asked for labels
+    only, within --budget, as the file --adapter says; every answer goes into a transcript, an
+    interrupted run goes on from it, and asking stops once the evidence suffices. Exit codes: 0 mark
+    shown, 1 not shown, 3 inconclusive, 4 ledger or key was changed, 5 could not run.
     """
     vault = Vault.open(vault_path)
     registration = vault.registration(key_name)
     word = options.passphrase(passphrase_file)
     key = vault.key(registration.id, word)
-    scheme = registry.scheme(key.layout.scheme)
-    host = open_suspect(suspect, scheme, task_path)
-    nonce = claim_nonce(host.digest(), vault.ledger.head().root.hex())
-    evidence = charged(scheme.measure(host, key, nonce=nonce), registration, suspects)
     asked = policy.Policy.at(level)
+    service = None
+    if is_address(suspect):
+        service = Service.open(
+            suspect, key, vault, adapter=adapter, budget=budget, transcript=transcript
+        )
+        found = service.measure(key, asked, suspects, Bars(quiet=quiet or as_json))
+    elif adapter or budget or transcript:
+        raise UsageError(
+            f"'{suspect}' is no address; --adapter, --budget and --transcript go with one.",
+            expected="http://... or https://...",
+        )
+    else:
+        scheme = registry.scheme(key.layout.scheme)
+        host = open_suspect(suspect, scheme, task_path)
+        nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
+        found = scheme.measure(host, key, nonce=nonce)
+    evidence = charged(found, registration, suspects)
     verdict = policy.judge(evidence, asked)
     lines = verdict_lines(verdict, evidence)
+    lines += service.lines() if service else []
     lines.append(line("claim", f"key {registration.id}, ledger #{registration.receipt.index}"))
     if not quiet:
         lines.append(line("says not", verdict.limits[0 if verdict.outcome is Outcome.SHOWN else 2]))
@@ -91,7 +112,9 @@ def command(
     if dossier is not None:
         from earmark.cli.report import write_claim
 
-        write_claim(dossier, vault, registration, evidence, asked, Path(suspect).name, word)
+        name = suspect if service else Path(suspect).name
+        attached = service.attachments() if service else {}
+        write_claim(dossier, vault, registration, evidence, asked, name, word, attached)
         lines.append(line("dossier", f"{dossier}   Check it with:  earmark report {dossier}"))
     return emit(
         "verify",
@@ -101,15 +124,6 @@ def command(
         outcome=verdict.outcome.value,
         code=EXIT[verdict.outcome],
     )
-
-
-def claim_nonce(suspect: str, root: str) -> str:
-    """Return the value that splits the trials: fixed by the suspect and the ledger's head.
-
-    The claimant names the suspect first; whoever keeps the ledger then fixes the root. Anyone
-    computes the same value from the claim.
-    """
-    return codec.digest(f"earmark/nonce/1\n{suspect}\n{root}\n".encode())
 
 
 def charged(evidence: Evidence, registration: Registration, suspects: int) -> Evidence:

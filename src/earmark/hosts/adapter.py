@@ -172,6 +172,20 @@ class Adapter:
         plain["names"] = list(self.names)
         return hashlib.sha256(codec.canonical(plain)).hexdigest()
 
+    def within(self, budget: int) -> Adapter:
+        """Return the adapter with another budget of questions.
+
+        Raises:
+            UsageError: The budget asks nothing.
+        """
+        return dataclasses.replace(self, limits=dataclasses.replace(self.limits, budget=budget))
+
+    def source(self) -> str:
+        """Return what is asked, without credentials or query, and the adapter's digest."""
+        address = urlsplit(self.url)
+        where = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+        return f"{where} {self.digest()}"
+
     def request(self, samples: NDArray[Any]) -> tuple[bytes, dict[str, str]]:  # Any: real numbers
         """Return the body and headers of a request for some samples.
 

@@ -44,6 +44,8 @@ class EndpointHost(Host):
     Args:
         adapter: How to ask; see :mod:`earmark.hosts.adapter`.
         transcript: File of the transcript; null keeps it in memory.
+        nonce: Value that orders the questions; a transcript that was begun keeps its own, so that
+            a resumed measurement asks what the first one would have asked.
         sleep: Waits so many seconds; tests replace it.
 
     Raises:
@@ -57,19 +59,23 @@ class EndpointHost(Host):
         adapter: Adapter,
         *,
         transcript: str | Path | None = None,
+        nonce: str | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.adapter = adapter
         self.budget = adapter.limits.budget
-        address = urlsplit(adapter.url)
-        source = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
-        self.transcript = Transcript(transcript, f"{source} {adapter.digest()}")
-        self._address, self._sleep = address, sleep
+        self.transcript = Transcript(transcript, adapter.source(), nonce=nonce)
+        self._address, self._sleep = urlsplit(adapter.url), sleep
         self._connection: http.client.HTTPConnection | None = None
         self._next = 0.0
 
     def __repr__(self) -> str:
         return f"EndpointHost({self._address.hostname}, {len(self.transcript.answers)} answers)"
+
+    @property
+    def nonce(self) -> str | None:
+        """The value that orders the questions, as the transcript has it."""
+        return self.transcript.nonce
 
     def digest(self) -> str:
         """Return a digest over the address and the answers so far: all that is known of it."""

@@ -1,7 +1,8 @@
 """What was asked of a remote suspect and what it answered: one JSON line a question.
 
 A line is appended and flushed to disk before the answer is used, so that an interrupted
-measurement goes on where it stopped, and nobody is asked twice. A torn last line is dropped.
+measurement goes on where it stopped, and nobody is asked twice. A torn last line is dropped. The
+first line says who is asked and, if it is fixed, the value that orders the questions.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Transcript:
         path: The file; null keeps the transcript in memory only.
         source: What is asked, for example an URL with the adapter's digest; a file that was begun
             with another source is refused.
+        nonce: Value that orders the questions; a file that was begun keeps its own.
 
     Raises:
         FileError: The file cannot be read.
@@ -40,14 +42,15 @@ class Transcript:
         {'0000000000000000000000000000000000000000000000000000000000000000': 7}
     """
 
-    def __init__(self, path: str | Path | None, source: str) -> None:
+    def __init__(self, path: str | Path | None, source: str, *, nonce: str | None = None) -> None:
         self.path = None if path is None else Path(path)
-        self.source = source
+        self.source, self.nonce = source, nonce
         self.answers: dict[str, int] = {}
         if self.path is not None and self.path.exists():
             self._resume(self.path)
         else:
-            self._write({"format": FORMAT, "source": source, "begun": now()})
+            order = {} if nonce is None else {"nonce": nonce}
+            self._write({"format": FORMAT, "source": source, "begun": now()} | order)
 
     def add(self, question: str, label: int, extra: Mapping[str, Any] | None = None) -> None:
         """Record one answer.
@@ -102,6 +105,7 @@ class Transcript:
         if not known:
             raise FormatError(f"File '{path}' is no transcript.", expected=f"Format {FORMAT}.")
         self.answers |= found
+        self.nonce = head.get("nonce", self.nonce)
         if head.get("source") != self.source:
             raise UsageError(
                 f"Transcript '{path}' was begun with another suspect or adapter.",

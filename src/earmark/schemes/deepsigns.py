@@ -531,7 +531,7 @@ class ActivationMark(Mark):
             found = self._features(self._inputs, device)
         total = torch.zeros((), device=device)
         for i, name in enumerate(self.plan.names):
-            neutral = found[name][self._neutral].detach()
+            neutral = found[name][self._neutral]
             spread = neutral.std(dim=0, correction=0)
             scale = torch.where(spread > 1e-9, 1 / spread.clamp(min=1e-12), 0.0)
             means = self._average.to(device) @ found[name]

@@ -1,10 +1,10 @@
 """DeepSigns, black-box: inputs whose answers the owner has drawn.
 
-The key holds inputs that look like the task's own data. They are fixed and committed first; only
-then are their answers drawn, uniformly, from the key's stream (bound to a later ledger value, if
-the key is bound to one). The mark teaches the model those answers. Against any suspect that was
-made without the key the hits are exactly Binomial(n, 1 / classes), whatever it answers, because
-nothing is selected once the answers are known.
+The key holds samples of the task's own data under a fine keyed grain. They are fixed and committed
+first; only then are their answers drawn, uniformly, from the key's stream (bound to a later ledger
+value, if the key is bound to one). The mark teaches the model those answers. Against any suspect
+that was made without the key the hits are exactly Binomial(n, 1 / classes), whatever it answers,
+because nothing is selected once the answers are known.
 
 In a training loop of your own::
 
@@ -21,6 +21,7 @@ The published procedure, with its filter and its threshold, is in
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -45,7 +46,7 @@ from earmark.records import Access, Evidence, Layout
 from earmark.schemes import groups
 from earmark.schemes.base import Mark, Scheme
 from earmark.schemes.groups import blended, quiet
-from earmark.stats import BettingEValue
+from earmark.stats import BettingEValue, log2_binomial_tail
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class DeepSignsBlackBox(Scheme):
         count: Inputs of the key.
         classes: Number of classes; 0 reads it off the host.
         blend: Share of a second sample in each input: 0 takes natural samples as they are.
+        grain: Size of the fine random grain on each input, relative to the samples' spread; token
+            codes get none.
         weight: Weight of the mark's term.
         margin: Lead in scores that the drawn answer is to have.
         noise: Size of random changes to the weights while the answers are taught, relative to
@@ -63,17 +66,18 @@ class DeepSignsBlackBox(Scheme):
         every: Apply the term in every so-manieth step only, to save time.
         shards: Shards of the key.
         step: Inputs asked between two looks at the evidence.
-        stop_bits: Stop asking once the anytime-valid evidence reaches so many bits; 0 asks all.
+        stop_bits: Stop asking once the evidence, net of every look at it, reaches so many bits;
+            0 asks all.
         plain: Teach by plain cross-entropy instead of a margin.
 
     Raises:
         UsageError: A setting out of range.
 
     Source:
-        Rouhani, Chen and Koushanfar 2019 (ASPLOS), the output layer. Changed: the inputs look
-        like data instead of noise; the answers are drawn after the inputs are committed and none
-        is dropped afterwards, so that the law of the hits is exact; answers are taught with a
-        margin under weight noise, in the manner of Bansal et al. 2022.
+        Rouhani, Chen and Koushanfar 2019 (ASPLOS), the output layer. Changed: the inputs are
+        data under grain instead of noise; the answers are drawn after the inputs are committed
+        and none is dropped afterwards, so that the law of the hits is exact; answers are taught
+        with a margin under weight noise, in the manner of Bansal et al. 2022.
 
     Example:
         >>> from earmark.bench.zoo import tiny_hosts
@@ -94,8 +98,9 @@ class DeepSignsBlackBox(Scheme):
 
     count: int = 100
     classes: int = 0
-    blend: float = 0.5
-    weight: float = 1.0
+    blend: float = 0.0
+    grain: float = 0.8
+    weight: float = 0.5
     margin: float = 4.0
     noise: float = 0.1
     every: int = 16
@@ -110,14 +115,14 @@ class DeepSignsBlackBox(Scheme):
                 raise UsageError(f"Setting {name} is {getattr(self, name)}; at least 1.")
         if self.count % self.shards:
             raise UsageError(f"{self.count} inputs do not fall into {self.shards} equal shards.")
-        if not 0 <= self.blend <= 0.5 or self.noise < 0 or not self.weight > 0:
-            raise UsageError("Settings blend (0 to 0.5), noise or weight are out of range.")
+        if not 0 <= self.blend <= 0.5 or self.noise < 0 or self.grain < 0 or not self.weight > 0:
+            raise UsageError("Settings blend (0 to 0.5), grain, noise or weight are out of range.")
         if self.classes == 1 or self.classes < 0:
             raise UsageError(f"{self.classes} classes leave nothing to answer.")
 
     def inputs_wanted(self) -> int:
-        """Return twice as many candidates as inputs, since two are blended into one."""
-        return 2 * self.count
+        """Return as many candidates as inputs; twice as many if two are blended into one."""
+        return self.count * (2 if self.blend else 1)
 
     def new_key(
         self, host: Host, *, inputs: Tree | None = None, secret: bytes | None = None
@@ -153,7 +158,7 @@ class DeepSignsBlackBox(Scheme):
         Raises:
             CapacityError: Too few samples.
         """
-        wanted = self.count * (2 if self.blend else 1)
+        wanted = self.inputs_wanted()
         held = batches.size(given)
         if held < wanted:
             raise CapacityError(
@@ -162,9 +167,9 @@ class DeepSignsBlackBox(Scheme):
             )
         order = stream.sample(wanted, held)
         kept = batches.take(given, order[: self.count])
-        if not self.blend:
-            return kept
-        return blended(kept, batches.take(given, order[self.count :]), self.blend)
+        if self.blend:
+            kept = blended(kept, batches.take(given, order[self.count :]), self.blend)
+        return grained(kept, self.grain, stream) if self.grain else kept
 
     def attach(
         self, model: nn.Module, key: Key, *, forward: Forward = plain_forward
@@ -206,7 +211,8 @@ class DeepSignsBlackBox(Scheme):
             part = order[start : min(start + size, allowed)]
             given = suspect.labels(batches.take(inputs, torch.from_numpy(part)))
             betting.add(int((given == answers[part]).sum()), len(part))
-            if self.stop_bits and betting.bits() >= self.stop_bits:
+            tail = log2_binomial_tail(betting.hits, betting.trials, chance)
+            if self.stop_bits and -tail - math.log2(looks) >= self.stop_bits:
                 break
         return Evidence.of(
             self.name,
@@ -227,6 +233,26 @@ class DeepSignsBlackBox(Scheme):
             },
             notes=("Asked fewer inputs than the key has.",) * (betting.trials < len(order)),
         )
+
+
+def grained(inputs: Tree, size: float, stream: KeyStream) -> Tree:
+    """Add keyed grain to numbers, within the range that they have already; codes stay.
+
+    Args:
+        inputs: A batch.
+        size: Standard deviation of the grain, relative to that of each tensor.
+        stream: Keyed randomness.
+    """
+
+    def grain(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        raw = np.frombuffer(stream.bytes(tensor.numel()), np.uint8).astype(np.float32)
+        even = torch.from_numpy((raw - 127.5) / 127.5 * 3**0.5).reshape(tensor.shape)
+        made = tensor + even.to(tensor.dtype) * float(tensor.std()) * size
+        return made.clamp(float(tensor.min()), float(tensor.max()))
+
+    return batches.transform(inputs, grain)
 
 
 def _classes(host: Host, inputs: Tree) -> int:

@@ -1,0 +1,140 @@
+"""A suspect behind an address: how `earmark verify https://...` opens and asks it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from earmark import codec, registry
+from earmark.cli.output import Bars, line
+from earmark.errors import UsageError
+from earmark.policy import Policy
+from earmark.records import Access, Evidence
+
+if TYPE_CHECKING:
+    from earmark.hosts.endpoint import EndpointHost
+    from earmark.keys.secret import Key
+    from earmark.vault import Vault
+
+
+def is_address(suspect: str) -> bool:
+    """Return whether a suspect's argument is an address instead of a path.
+
+    Example:
+        >>> is_address("https://api.example/v1"), is_address("suspect.safetensors")
+        (True, False)
+    """
+    return suspect.lower().startswith(("http://", "https://"))
+
+
+def nonce_of(suspect: str, root: str) -> str:
+    """Return what splits or orders the trials: fixed by the suspect and the ledger's head.
+
+    The claimant names the suspect first; whoever keeps the ledger then fixes the root. Anyone
+    computes the same value from the claim.
+    """
+    return codec.digest(f"earmark/nonce/1\n{suspect}\n{root}\n".encode())
+
+
+@dataclass(frozen=True)
+class Service:
+    """A remote suspect with the key and the policy that it is asked for.
+
+    Args:
+        host: The suspect.
+        path: Its transcript.
+        known: Answers that the transcript held before.
+    """
+
+    host: EndpointHost
+    path: Path
+    known: int
+
+    @classmethod
+    def open(
+        cls,
+        address: str,
+        key: Key,
+        vault: Vault,
+        *,
+        adapter: Path | None,
+        budget: int | None,
+        transcript: Path | None,
+    ) -> Service:
+        """Open an address; nothing is asked yet.
+
+        Args:
+            address: The address, which replaces the adapter file's own.
+            key: The owner's key.
+            vault: Where transcripts are kept unless a file is named.
+            adapter: The adapter file; null asks with JSON arrays and reads `predictions`.
+            budget: Different inputs that may be asked in all; null leaves the adapter's limit.
+            transcript: The transcript's file.
+
+        Raises:
+            UsageError: The key's scheme needs more than labels, or the transcript is another's.
+            FileError, FormatError: The adapter or the transcript cannot be read.
+        """
+        from earmark.hosts.adapter import Adapter
+        from earmark.hosts.endpoint import EndpointHost
+
+        needs = registry.scheme(key.layout.scheme).needs
+        if not needs <= {Access.LABELS}:
+            wanted = ", ".join(sorted(item.value for item in needs))
+            raise UsageError(
+                f"Scheme '{key.layout.scheme}' reads {wanted}; an address shows labels only.",
+                hint="Protect with --scheme deepsigns-blackbox, or verify the model's file.",
+            )
+        asked = (
+            Adapter.of({"url": address}) if adapter is None else Adapter.load(adapter, url=address)
+        )
+        asked = asked if budget is None else asked.within(budget)
+        name = hashlib.sha256(asked.source().encode()).hexdigest()
+        path = transcript or vault.transcript(f"{key.layout.digest()[:12]}-{name[:12]}")
+        nonce = nonce_of(name, vault.ledger.head().root.hex())
+        host = EndpointHost(asked, transcript=path, nonce=nonce)
+        return cls(host, path, len(host.transcript.answers))
+
+    def measure(self, key: Key, policy: Policy, suspects: int, bars: Bars) -> Evidence:
+        """Ask until the evidence suffices for the policy, or the budget or the key ends."""
+        limits = self.host.adapter.limits
+        most = key.layout.message_bits
+        most = most if limits.budget is None else min(most, limits.budget)
+        bars.note(
+            f"asking at most {most} questions, {limits.per_second:g} a second at most; "
+            f"{self.known} answers are known ..."
+        )
+        enough = policy.bits + math.log2(suspects)
+        scheme = registry.scheme(key.layout.scheme, stop_bits=enough)
+        return scheme.measure(self.host, key, nonce=self.host.nonce)
+
+    def lines(self) -> list[str]:
+        """Describe what was asked."""
+        total = len(self.host.transcript.answers)
+        return [
+            line("asked", f"{total - self.known} questions now, {total} in all"),
+            line("transcript", str(self.path)),
+        ]
+
+    def attachments(self) -> dict[str, bytes]:
+        """Return the transcript for a dossier: who recomputes the suspect's digest needs it."""
+        return {"transcript.jsonl": self.path.read_bytes()}
+
+
+def service_options(function: Callable[..., Any]) -> Callable[..., Any]:  # Any: a command
+    """Add the options that hold for an address only."""
+    import click
+
+    path, count = click.Path(path_type=Path), click.IntRange(min=1)
+    record = "Record of an address's answers; by default in the vault."
+    for option in (
+        click.option("--transcript", type=path, help=record),
+        click.option("--budget", type=count, help="Questions that an address may be asked in all."),
+        click.option("--adapter", type=path, help="TOML file that says how to ask an address."),
+    ):
+        function = option(function)
+    return function
