@@ -380,6 +380,13 @@ def test_models_of_another_kind_are_refused():
     other = SmallCnn((3, 8, 8), 10, width=16, hidden=48)
     with pytest.raises(HostError, match="more than channels"):
         align(ModuleHost(other), reference, channels(marked))
+    state = {name: tensor.numpy() for name, tensor in marked.state_dict().items() if tensor.ndim}
+    weight = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    bias = next(name for name in state if name.endswith("bias"))
+    for name, shape in ((weight, ()), (weight, (0, 3, 3, 3)), (bias, ())):
+        lying = ArrayHost(state | {name: np.zeros(shape, np.float32)})
+        with pytest.raises(HostError, match="more than channels"):
+            align(lying, reference, channels(marked))
     other = SmallCnn((1, 8, 8), 12, width=16, hidden=48)
     with pytest.raises(HostError, match="other numbers"):
         align(ModuleHost(other), reference, channels(marked))

@@ -356,6 +356,8 @@ def test_a_transcript_belongs_to_one_suspect(tmp_path):
 def test_retry_after_may_be_a_date():
     assert _seconds(None) is None
     assert _seconds("soon") is None
+    assert _seconds("\u00b2") is None
+    assert _seconds("9" * 400) is None
     assert _seconds("Fri, 01 Jan 2010 00:00:00 GMT") == 0.0
     assert _seconds("Fri, 01 Jan 2100 00:00:00 GMT") > 1e6
 

@@ -197,10 +197,15 @@ def test_payload_is_read_back_without_knowing_it(task, plain):
     key = scheme.new_key(task.host(plain), inputs=samples(task), secret=bytes([5] * 32))
     model = embed(task, scheme, key, seed=1, model=copy.deepcopy(plain)).model
     assert scheme.measure(task.host(model), key).hits == 128
-    decoded = DeepSigns().read_payload(task.host(model), key, size=2)
+    decoded = DeepSigns().read_payload(task.host(model), key)
     assert decoded.ok
     assert decoded.message == bytes.fromhex("cafe")
-    assert bits(replace(scheme, payload="beef"), model, key) < bits(scheme, model, key) - 20
+    assert DeepSigns().measure(task.host(model), key).hits == 128  # the key says what it carries
+    other = replace(key, layout=replace(key.layout, params=key.layout.params | {"payload": "beef"}))
+    assert bits(scheme, model, other) < bits(scheme, model, key) - 20
+    with pytest.raises(UsageError, match="no payload"):
+        plain_key = SCHEME.new_key(task.host(plain), inputs=samples(task))
+        SCHEME.read_payload(task.host(model), plain_key)
 
 
 def test_payload_that_is_no_hexadecimal_is_refused():

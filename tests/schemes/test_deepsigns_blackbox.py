@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from earmark import policy
-from earmark.errors import AccessError, CapacityError, HostError, KeyFileError, UsageError
+from earmark.errors import (
+    AccessError,
+    CapacityError,
+    HostError,
+    KeyFileError,
+    KeyLayoutError,
+    UsageError,
+)
 from earmark.hosts.callable import CallableHost
 from earmark.hosts.module import ModuleHost
 from earmark.keys.secret import Disclosure
@@ -259,3 +266,18 @@ def test_a_callable_is_not_asked_twice():
     host.labels(inputs)
     assert calls == [2, 1]
     assert host.digest() != before
+
+
+def test_one_draw_cannot_answer_for_many_inputs(task, plain, key):
+    """A layout that takes one place of the stream many times changes nothing, or is refused."""
+    params = dict(key.layout.params) | {"places": [0] * 15}
+    liar = replace(key, layout=replace(key.layout, params=params))
+    assert len(set(SCHEME.answers(liar).tolist())) > 1
+    paper = DeepSignsBlackBoxPaper(count=10)
+    published = paper.new_key(task.host(plain), inputs=samples(task))
+    count = published.layout.message_bits
+    for places in ([0] * count, list(range(count))[::-1]):
+        params = dict(published.layout.params) | {"places": places}
+        liar = replace(published, layout=replace(published.layout, params=params))
+        with pytest.raises(KeyLayoutError, match="twice"):
+            paper.measure(task.host(plain), liar)

@@ -29,6 +29,7 @@ import base64
 import dataclasses
 import hashlib
 import importlib
+import math
 import os
 import struct
 import zlib
@@ -256,7 +257,12 @@ class Adapter:
 
 
 def _is_number(item: object) -> bool:
-    return isinstance(item, (int, float)) and not isinstance(item, bool) and bool(np.isfinite(item))
+    if not isinstance(item, (int, float)) or isinstance(item, bool):
+        return False
+    try:
+        return math.isfinite(item)
+    except OverflowError:
+        return False
 
 
 def _secret(name: str, value: str) -> str:

@@ -10,6 +10,11 @@ reference, which undoes any positive rescaling, batch-norm folding and the like 
 network is bent towards the mark and looks guilty. Project the carrier out of the reference first
 (`DeepWater.reference`): the result does not change when the key's flips change, so that nothing
 which alignment does to an innocent suspect depends on them, and the evidence stays exact.
+
+**That holds for a reference that was marked as earmark marks.** Whoever publishes the reference
+after he knows his message could publish an innocent network with its neurons reordered to suit it.
+An aligned reading therefore convinces its owner, and others only as far as they trust him to have
+released what he trained; where they do not, the reading in place is the evidence.
 """
 
 from __future__ import annotations
@@ -147,6 +152,13 @@ class _Work:
     views: dict[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, theirs in self.reference.items():
+            ours = self.suspect.get(name, theirs)
+            if ours.ndim != theirs.ndim or 0 in ours.shape:
+                raise HostError(
+                    f"The suspect's '{name}' has shape {ours.shape}, the reference's "
+                    f"{theirs.shape}: they differ by more than channels."
+                )
         self.widths = list(self.channels.sizes)
         for layer in self.channels.layers:
             self.widths[layer.rows] = len(self.suspect[layer.weight])
@@ -157,8 +169,8 @@ class _Work:
                 self._view(layer, self.suspect, self.widths),
                 self._view(layer, self.reference, list(self.channels.sizes)),
             )
-            ours, theirs = (view.shape for view in self.views[layer.weight])
-            if ours[2] != theirs[2] or (layer.columns is None and ours[1] != theirs[1]):
+            one, other = (view.shape for view in self.views[layer.weight])
+            if one[2] != other[2] or (layer.columns is None and one[1] != other[1]):
                 raise HostError(
                     f"The suspect's '{layer.weight}' has shape "
                     f"{self.suspect[layer.weight].shape}, the reference's "

@@ -189,8 +189,9 @@ def _seconds(value: str | None) -> float | None:
     """Return what a Retry-After header asks for: seconds, or a date."""
     if value is None:
         return None
-    if value.strip().isdigit():
-        return float(value)
+    stripped = value.strip()
+    if stripped.isascii() and stripped.isdigit() and len(stripped) < 10:
+        return float(stripped)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds())
     except (TypeError, ValueError):

@@ -125,6 +125,7 @@ class DeepSigns(Scheme):
             size=self.per_group,
             references=self.references,
         )
+        codeword(self.payload, self.bits)
         features = host.features(batches.take(chosen.inputs, [0, 1]), names)
         widths: list[Json] = [int(features[name].shape[1]) for name in names]
         self._check_capacity(names, widths, chosen.count)
@@ -135,7 +136,7 @@ class DeepSigns(Scheme):
             names,
             self.bits,
             self.shards,
-            {"groups": chosen.count, "widths": widths},
+            {"groups": chosen.count, "widths": widths, "payload": self.payload},
             batches.tree_digest(held),
         )
         return Key.generate(layout, secret=secret, inputs=held)
@@ -166,7 +167,7 @@ class DeepSigns(Scheme):
     ) -> AbstractContextManager[ActivationMark]:
         """Attach the mark; see :meth:`earmark.schemes.base.Scheme.attach`."""
         self.check_key(key)
-        plan = Plan.of(key, self.payload)
+        plan = Plan.of(key)
         for name in plan.names:
             taps.layer(model, name)
 
@@ -186,7 +187,7 @@ class DeepSigns(Scheme):
         """
         self.check_key(key)
         suspect.require(Access.ACTIVATIONS, by=self.name)
-        plan = Plan.of(key, self.payload)
+        plan = Plan.of(key)
         features = suspect.features(plan.inputs, plan.names)
         for name, width in zip(plan.names, plan.widths, strict=True):
             if features[name].shape[1] != width:
@@ -261,25 +262,27 @@ class DeepSigns(Scheme):
         """Return the share of wrong bits, as the paper reports it."""
         return 1 - evidence.hits / evidence.trials
 
-    def read_payload(self, suspect: Host, key: Key, *, size: int) -> Decoded:
+    def read_payload(self, suspect: Host, key: Key | Disclosure) -> Decoded:
         """Decode the payload that a suspect carries.
 
         Args:
             suspect: The model under test.
-            key: The key; the payload need not be known.
-            size: Bytes of the payload.
+            key: The key; only the length of its payload is used.
 
         Raises:
-            CapacityError: So many bytes never fitted.
+            UsageError: The key has no payload.
         """
         self.check_key(key)
-        plan = Plan.of(key, "")
+        stated = str(key.layout.params.get("payload", ""))
+        if not stated:
+            raise UsageError("This key carries no payload.", hint="Make one with payload='...'.")
+        plan = Plan.of(key, coded=False)
         features = suspect.features(plan.inputs, plan.names)
         z = np.nan_to_num(plan.read(features) * plan.signs)
         strengths = [0] * key.layout.message_bits
         for position, value in zip(plan.position, z, strict=True):
             strengths[position] = round(1000 * float(value))
-        return Code.best(8 * size, key.layout.message_bits).decode_soft(strengths)
+        return Code.best(4 * len(stated), key.layout.message_bits).decode_soft(strengths)
 
 
 def codeword(payload: str, bits: int) -> NDArray[np.int8]:
@@ -328,8 +331,12 @@ class Plan:
     signs: NDArray[np.int8]
 
     @classmethod
-    def of(cls, key: Key | Disclosure, payload: str = "") -> Plan:
+    def of(cls, key: Key | Disclosure, *, coded: bool = True) -> Plan:
         """Derive the plan of all shards that are at hand.
+
+        Args:
+            key: The key, or some of its shards.
+            coded: Whether the layout's payload is part of the message, as it is in a marked model.
 
         Raises:
             UsageError: The key's inputs are missing.
@@ -340,6 +347,7 @@ class Plan:
         widths = [int(width) for width in layout.params["widths"]]  # type: ignore[union-attr, arg-type]
         count = int(layout.params["groups"])  # type: ignore[arg-type]
         tap, cell = _spread(widths, count, layout.message_bits)
+        payload = str(layout.params.get("payload", "")) if coded else ""
         code = codeword(payload, layout.message_bits)
         signs, rows, at = [], [], []
         for shard in key.shards:

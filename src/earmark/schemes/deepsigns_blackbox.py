@@ -171,12 +171,16 @@ class DeepSignsBlackBox(Scheme):
             kept = blended(kept, batches.take(given, order[self.count :]), self.blend)
         return grained(kept, self.grain, stream) if self.grain else kept
 
+    def answers(self, key: Key | Disclosure) -> NDArray[np.int64]:
+        """Return the answers that the key's inputs are to get, one draw for each, in order."""
+        return drawn(key)
+
     def attach(
         self, model: nn.Module, key: Key, *, forward: Forward = plain_forward
     ) -> AbstractContextManager[AnswerMark]:
         """Attach the mark; see :meth:`earmark.schemes.base.Scheme.attach`."""
         self.check_key(key)
-        answers = torch.from_numpy(drawn(key))
+        answers = torch.from_numpy(self.answers(key))
         inputs = checked_inputs(key)
 
         @contextmanager
@@ -199,7 +203,7 @@ class DeepSignsBlackBox(Scheme):
         """
         self.check_key(key)
         suspect.require(Access.LABELS, by=self.name)
-        inputs, answers = checked_inputs(key), drawn(key)
+        inputs, answers = checked_inputs(key), self.answers(key)
         chance = Fraction(1, int(key.layout.params["classes"]))  # type: ignore[arg-type]
         order = _order(key, nonce, len(answers))
         budget = getattr(suspect, "budget", None)
@@ -277,13 +281,11 @@ def _order(key: Key | Disclosure, nonce: str | None, count: int) -> NDArray[np.i
 
 
 def drawn(key: Key | Disclosure) -> NDArray[np.int64]:
-    """Return the drawn answers of all shards at hand, in order."""
+    """Return the drawn answers of all shards at hand, in order: one draw for each input."""
     classes = int(key.layout.params["classes"])  # type: ignore[arg-type]
-    places: Any = key.layout.params.get("places")  # Any: JSON, of keys with dropped inputs
-    each = key.layout.message_bits // key.layout.shards if places is None else max(places) + 1
+    each = key.layout.message_bits // key.layout.shards
     labels = [shard.stream("labels").integers(each, classes) for shard in key.shards]
-    made = np.array(labels, dtype=np.int64).ravel()
-    return made if places is None else made[places]
+    return np.array(labels, dtype=np.int64).ravel()
 
 
 def checked_inputs(key: Key | Disclosure) -> Tree:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from math import comb
 from typing import ClassVar
 
@@ -20,14 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from earmark.errors import CapacityError, UsageError
+from earmark.errors import CapacityError, KeyLayoutError, UsageError
 from earmark.hosts import batches
 from earmark.hosts.access import Host
 from earmark.hosts.batches import Tree
-from earmark.keys.secret import Key
+from earmark.keys.secret import Disclosure, Key
 from earmark.keys.stream import KeyStream
 from earmark.records import Evidence, Layout
-from earmark.schemes.deepsigns_blackbox import DeepSignsBlackBox, checked_inputs, drawn
+from earmark.schemes.deepsigns_blackbox import DeepSignsBlackBox, checked_inputs
 
 
 def mismatch_threshold(classes: int, count: int, p: float) -> int:
@@ -149,8 +150,22 @@ class DeepSignsBlackBoxPaper(DeepSignsBlackBox):
             secret: 32 bytes, or null to draw them.
         """
         key = super().new_key(host, inputs=inputs, secret=secret)
-        wrong = host.labels(key.inputs) != drawn(key)
+        wrong = host.labels(key.inputs) != self.answers(key)
         return self._keep(key, np.flatnonzero(wrong))
+
+    def answers(self, key: Key | Disclosure) -> NDArray[np.int64]:
+        """Return the answers of the candidates that are left.
+
+        Raises:
+            KeyLayoutError: The layout names a place in the stream of answers twice.
+        """
+        places = _places(key.layout)
+        if any(later <= earlier for earlier, later in pairwise(places)):
+            raise KeyLayoutError("The key's layout takes answers out of order, or one twice.")
+        classes = int(key.layout.params["classes"])  # type: ignore[arg-type]
+        (shard,) = key.shards
+        made = np.array(shard.stream("labels").integers(places[-1] + 1, classes), dtype=np.int64)
+        return made[places]
 
     def select(self, marked: Host, key: Key) -> Key:
         """Keep `count` candidates that the marked model has learned, at random.
@@ -159,7 +174,7 @@ class DeepSignsBlackBoxPaper(DeepSignsBlackBox):
             CapacityError: It has learned too few; mark again, with another key.
         """
         self.check_key(key)
-        learned = np.flatnonzero(marked.labels(checked_inputs(key)) == drawn(key))
+        learned = np.flatnonzero(marked.labels(checked_inputs(key)) == self.answers(key))
         if len(learned) < self.count:
             raise CapacityError(
                 f"The model has learned {len(learned)} candidates; {self.count} are needed.",
