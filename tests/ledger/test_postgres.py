@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ORIGIN, entry
 from earmark.errors import (
     FileError,
     FormatError,
@@ -28,6 +27,8 @@ from earmark.ledger.merkle import address, verify_consistency
 from earmark.ledger.note import SignerKey
 from earmark.ledger.port import Finality, Watcher, verify_receipt
 from earmark.ledger.postgres import PostgresLedger, PostgresRows, without_password
+
+from .conftest import ORIGIN, entry
 
 WORKER = Path(__file__).parent / "postgres_worker.py"
 _numbers = itertools.count()

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ORIGIN, entry
 from earmark.errors import AccessError, EarmarkError, LedgerError, SignatureError, UsageError
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.merkle import leaf_hash, node_hash
@@ -26,6 +25,8 @@ from earmark.ledger.tiles import (
     tile,
     unbundle,
 )
+
+from .conftest import ORIGIN, entry
 
 SIZE = 600
 

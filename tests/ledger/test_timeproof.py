@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ORIGIN
 from earmark import codec
 from earmark.errors import FormatError, LedgerError, NetworkError, RecordError, UsageError
 from earmark.ledger.log import SqliteLedger
@@ -25,6 +24,8 @@ from earmark.ledger.service import LogService
 from earmark.ledger.timeproof import Moment, TimeProof, WitnessTime, agreed, earlier
 from earmark.ledger.tsa import Rfc3161Time, over_http
 from earmark.ledger.witness import Quorum, Witness
+
+from .conftest import ORIGIN
 
 DIGEST = codec.digest(b"something")
 YEARS = 10 * 365 * 86400

@@ -11,11 +11,13 @@ import world
 from world import Party, World, sha
 
 from earmark import codec
+from earmark.errors import LedgerError
 from earmark.ledger.checkpoint import Checkpoint
 from earmark.ledger.engines import create_log, open_log, open_notes
 from earmark.ledger.evm.ledger import EvmLedger
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.merkle import fold, grow, leaf_hash
+from earmark.ledger.moving import Archive, export_log, import_log, joined
 from earmark.ledger.note import COSIGNATURE, SignerKey, VerifierKey
 from earmark.ledger.service import LogService, Mirror
 from earmark.ledger.witness import Quorum, Witness
@@ -150,6 +152,45 @@ def test_on_postgresql_behind_witnesses(told, tmp_path, postgres):
     assert resolved(made.play(entries), rules) == wanted
     with open_log(where) as reader:
         assert reader.check().size == len(entries)
+
+
+def test_a_history_moves_from_tier_to_tier_with_its_proofs(told, tmp_path, postgres, town):
+    """Exported from SQLite, gone on with on PostgreSQL, then on a chain; the verdict stays."""
+    entries, rules, wanted = told
+    folder = tmp_path / "first"
+    folder.mkdir()
+    made = Service(folder, SqliteLedger.create(folder / "l", world.DOMAIN), folder / "notes")
+    quorum = made.mirror.quorum
+    made.play(entries)
+    with SqliteLedger.open(folder / "l") as old:
+        notes = open_notes(folder / "notes")
+        assert export_log(old, tmp_path / "one.jsonl", notes=notes) == len(entries)
+        notes.close()
+    archive = Archive.read(tmp_path / "one.jsonl", vkey=old.vkey)
+    assert resolved([entry_of(item) for item in archive.seen(quorum)], rules) == wanted
+
+    where = f"{postgres.dsn}#moved"
+    with create_log(where, world.DOMAIN, key=tmp_path / "log.key") as server:
+        assert import_log(archive, server).verify() == len(entries)
+        assert list(server.scan()) == [(entry.index, entry.record) for entry in entries]
+        assert import_log(archive, server).verify() == len(entries), "done twice, nothing is added"
+        export_log(server, tmp_path / "two.jsonl")
+    again = Archive.read(tmp_path / "two.jsonl")
+    with pytest.raises(LedgerError, match="0 of 4 witnesses"):
+        again.seen(quorum)  # the new log's own proofs say nothing about the old times
+
+    chain = EvmLedger(
+        town.deploy(name=world.DOMAIN), SignerKey.generate(world.DOMAIN), wait=town.mine
+    )
+    move = import_log(again, chain)
+    assert move.verify() == len(entries)
+    later = World()
+    later.commit(OWNER, "later")
+    chain.append(later.entries[0].record)
+    both = joined(archive, quorum, chain.seen())
+    assert [item.time for item in both[:-1]] == [entry.time for entry in entries]
+    assert resolved([entry_of(item) for item in both[:-1]], rules) == wanted
+    assert len(both) == len(entries) + 1
 
 
 def test_a_node_keeps_its_log_on_postgresql(tmp_path, postgres):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 
 from earmark.errors import LedgerError
@@ -59,6 +59,10 @@ class Ledger(ABC):
             LedgerError: The ledger does not match its own proofs; nothing was added.
             OutputError: The ledger cannot be written; nothing was added.
         """
+
+    def append_many(self, records: Sequence[bytes]) -> tuple[Receipt, ...]:
+        """Add records in order; see `append`. An engine may do it faster, or all at once."""
+        return tuple(self.append(record) for record in records)
 
     @abstractmethod
     def get(self, index: int) -> bytes:

@@ -228,6 +228,13 @@ class TreeLog(Ledger):
             found = self._nodes(wanted)
             return tuple(found[address(level, place)] for level, place in wanted)
 
+    def checkpoint_of(self, size: int) -> str | None:
+        """Return the stored checkpoint of exactly this size, or null; its signature is checked."""
+        with self._lock, self._rows.explained():
+            note = self._rows.note(size - 1)
+            signed = None if note is None else SignedCheckpoint.open(note, self._key)
+            return str(signed) if signed is not None and signed.size == size else None
+
     def own(self, checkpoint: str | SignedCheckpoint) -> SignedCheckpoint:
         """Open a checkpoint and make sure that this log continues it.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from earmark import codec
 from earmark.errors import LedgerError, NetworkError, OutputError, UsageError
@@ -104,6 +104,12 @@ class EvmLedger(Ledger):
         """
         self.send(record)
         return self.settle(record)
+
+    def append_many(self, records: Sequence[bytes]) -> tuple[Receipt, ...]:
+        """Enter records one after another and wait once, until the last one is final."""
+        for record in records:
+            self.send(record)
+        return tuple(self.settle(record) for record in reversed(records))[::-1]
 
     def send(self, record: bytes) -> None:
         """Enter a record, if it is not there, without waiting for finality."""
