@@ -291,6 +291,7 @@ def nulls(count: int) -> None:
         subject = Subject(cell.task, cell.marked()[0], cell.key)
         decoy = SCHEME.new_key(subject.host, secret=bytes([cell.seed + 101]) * 32)
         first = fresh_model(cell.task, cell.seed)
+        SCHEME.begin(first, cell.key, fresh=True)
         start = SCHEME.reference(cell.task.host(first), cell.key)
         for how, models in (("plain", plain), ("disguised", disguised)):
             for i, model in enumerate(models):

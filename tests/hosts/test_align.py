@@ -300,6 +300,7 @@ def trained(references: int, nulls: int) -> dict[str, np.ndarray]:
         start = fresh_model(task, i)
         key = SCHEME.new_key(task.host(start), secret=bytes([i + 1]) * 32)
         marked = embed(task, SCHEME, key, seed=i).model
+        SCHEME.begin(start, key, fresh=True)
         release = task.host(marked)
         for how, reference in {
             "naive": release,

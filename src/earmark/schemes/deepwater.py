@@ -172,20 +172,27 @@ class DeepWater(Scheme):
     def begin(self, model: nn.Module, key: Key, *, fresh: bool) -> None:
         """Put the mark into a model that is going to be trained, in place.
 
-        Fresh weights are exchanged in pairs (:func:`earmark.schemes.cells.exchange`): whatever is
+        Fresh parameters are first shuffled, each tensor by itself, because seeds can be guessed:
+        whoever finds a network's seed must not find out how it differs from what the seed gives.
+        Then weights are exchanged in pairs (:func:`earmark.schemes.cells.exchange`): whatever is
         drawn independently from a law symmetric about 0 keeps that law, and about 0.56 times the
         square root of a cell's weights is the score that every bit starts with. A model that was
-        trained before is stamped. Leave this out, or set `planted` to false, for initializations
-        with a structure (orthogonal, identity).
+        trained before is stamped. Set `planted` to false for initializations with a structure
+        (orthogonal, identity).
 
         Raises:
             KeyLayoutError, CarrierError: As in :meth:`attach`.
         """
-        from earmark.schemes.deepwater_torch import rewrite
+        from earmark.schemes.deepwater_torch import rewrite, shuffle
 
         self.check_key(key)
-        if self.planted:
-            rewrite(model, _prepare(key), self.plant_tensor if fresh else self.stamp_tensor)
+        if not self.planted:
+            return
+        prepared = _prepare(key)
+        if fresh:
+            start = key.child("start").shard(0)
+            shuffle(model, lambda name, count: start.early(f"order/{name}").bytes(8 * count))
+        rewrite(model, prepared, self.plant_tensor if fresh else self.stamp_tensor)
 
     @contextmanager
     def attach(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from earmark.schemes.base import Mark
 from earmark.schemes.cells import CLIP
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from earmark.schemes.cells import Cells
@@ -79,6 +79,23 @@ def rewrite(
     for parameter, (cells, bits) in zip(_carriers(model, prepared), prepared, strict=True):
         values = change(parameter.float().cpu().numpy(), cells, bits)
         parameter.copy_(torch.from_numpy(values))
+
+
+@torch.no_grad()
+def shuffle(model: nn.Module, draw: Callable[[str, int], bytes]) -> None:
+    """Put the entries of each parameter into another order; zeros stay where they are.
+
+    Args:
+        model: The model.
+        draw: Given a parameter's name and a count, returns 8 secret bytes for each.
+    """
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1).clone()
+        places = flat.nonzero().view(-1)
+        keys = np.frombuffer(draw(name, len(places)), "<u8")
+        order = torch.from_numpy(np.argsort(keys, kind="stable")).to(places.device)
+        flat[places] = flat[places[order]]
+        parameter.copy_(flat.view(parameter.shape))
 
 
 def _carriers(model: nn.Module, prepared: Sequence[Prepared]) -> list[nn.Parameter]:
