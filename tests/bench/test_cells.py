@@ -127,6 +127,13 @@ def test_refuses_files_that_are_no_plans(tmp_path):
         Cell.from_bytes(b"{}")
 
 
+def test_a_plan_may_ask_for_random_chains():
+    body = {"schemes": ["uchida"], "networks": ["mlp"], "data": ["digits"]}
+    made = Plan.of(body | {"attacks": ["none"], "random_chains": 4})
+    assert [len(chain) for chain in made.attacks] == [0, 3, 3, 3, 3]
+    assert made == Plan.of(body | {"attacks": ["none"], "random_chains": 4})
+
+
 def test_the_plan_of_the_documentation_is_one(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
     body = text.split("```toml\n")[1].split("```")[0]

@@ -93,6 +93,19 @@ def test_a_plan_gives_the_same_rows_inline_and_on_processes_and_runs_no_cell_twi
     assert again == inline
 
 
+def test_a_worker_killed_in_a_cell_costs_no_row(tmp_path, monkeypatch):
+    from toy_jobs import PLAN, killed_once
+
+    import earmark.bench.run as running
+
+    plan = Plan.of(PLAN)
+    inline = run_cells(plan.cells(tmp_path), tmp_path / "a.jsonl")
+    monkeypatch.setattr(running, "run_pair", killed_once)
+    found = run_cells(plan.cells(tmp_path), tmp_path / "b.jsonl", executor=Processes(2))
+    assert (tmp_path / "killed").exists()
+    assert comparable(found) == comparable(inline)
+
+
 def test_an_interrupt_keeps_finished_rows_and_the_next_run_does_the_others(tmp_path):
     command = [sys.executable, str(TOY / "toy_jobs.py"), str(tmp_path)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)

@@ -8,6 +8,7 @@
     data = ["fashion-mnist"]
     attacks = ["none", "prune:80", "obfuscate >> finetune:high-lr"]
     battery = "quick"  # adds a battery's attacks
+    random_chains = 5  # adds random chains of three attacks
     seeds = [0, 1, 2]
     payloads = 1  # keys for each network and seed
     unmarked = true  # also measure every key on unmarked twins
@@ -30,6 +31,7 @@ from earmark import files
 from earmark.bench.battery import attacks_of
 from earmark.bench.cells import Cell, Means, Step, parse
 from earmark.bench.run import Pair
+from earmark.bench.search import random_chains
 from earmark.bench.subjects import ZooSubject
 from earmark.bench.zoo import NETWORKS
 from earmark.codec import Json
@@ -115,12 +117,12 @@ class Plan:
         Raises:
             UsageError: Unknown settings, names or presets; all are reported at once.
         """
-        known = {item.name for item in fields(cls)} | {"battery"}
+        known = {item.name for item in fields(cls)} | {"battery", "random_chains"}
         problems = [f"unknown setting '{name}'" for name in body if name not in known]
         made: dict[str, Any] = {"name": "plan"} | {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in body.items()
-            if name in known and name not in ("schemes", "attacks", "battery")
+            if name in known and name not in ("schemes", "attacks", "battery", "random_chains")
         }
         made["schemes"] = tuple(
             step for chain in _each(body.get("schemes", []), "scheme", problems) for step in chain
@@ -128,6 +130,7 @@ class Plan:
         attacks = _each(body.get("attacks", []), "attack", problems)
         if "battery" in body:
             attacks += _each(attacks_of(str(body["battery"])), "attack", problems)
+        attacks += random_chains(int(body.get("random_chains", 0)), seed=0)
         made["attacks"] = tuple(dict.fromkeys(attacks)) or ((),)
         if problems:
             raise UsageError("The plan has problems: " + "; ".join(problems) + ".")

@@ -32,6 +32,10 @@ class Adi(DeepSignsBlackBox):
         are drawn from the key (smooth random fields with the samples' own mean and spread)
         instead of collected, and labels are counted with their exact law.
 
+    False positives: the published rule is a threshold on trigger accuracy, which has no exact null;
+    calibrated on unmarked models at 1 in 20, as Lukas et al. 2022 do, it passes about that share
+    of keys on others (docs/comparison.md). :meth:`measure` is exact, since labels are drawn fairly.
+
     Example:
         >>> from earmark.bench.zoo import tiny_hosts
         >>> from earmark.hosts.module import ModuleHost

@@ -65,6 +65,10 @@ class DeepMarks(Scheme):
         weights and the fingerprint, weight 0.1, code from a (31, 6, 1) design. Changed: every
         eligible layer instead of one; the orthogonal basis is left out, since Gaussian directions
         are nearly orthogonal already; fair keyed signs hide the word and make the test exact.
+
+    False positives: the published rule names the customer whose word correlates most, so it names
+    one on every unmarked model as well. :meth:`measure` counts agreement with the one word that the
+    key names, which is exact; :meth:`correlations` serves the published rule.
     """
 
     user: int = 0

@@ -41,6 +41,10 @@ class Uchida(Scheme):
         Uchida, Nagai, Sakazawa and Satoh 2017, equations 3 to 5: binary cross-entropy of the
         sigmoid of X w, weight 0.01. Changed: every eligible layer instead of one, keyed fair bits
         instead of all ones, directions and bits from a committed key.
+
+    False positives: the published rule (every bit right) passes 2^-bits of unmarked layers as long
+    as directions are drawn without the model, as here; a claimant who may choose directions passes
+    always (the forgery "sign-fit").
     """
 
     bits: int = 64
