@@ -1,0 +1,250 @@
+"""Tables of DeepSigns from `rows/deepsigns.jsonl`, for `scripts/docs`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from common import rows_of
+
+ASKED: dict[str, tuple[str, str]] = {
+    "R1 fine-tune 1e-4 x5": ("64", "64"),
+    "R1 fine-tune 1e-3 x20": ("64", "64"),
+    "R2 fine-tune 5e-3 x20": ("20", "report"),
+    "R4 reset last, last layer": ("as before", "report"),
+    "R4 reset last, all layers": ("64", "report"),
+    "R5 prune .5 global": ("report", "64"),
+    "R5 prune .8 global": ("64", "report"),
+    "R5 prune .8 layer": ("64", "report"),
+    "R5 channels .3 x5": ("report", "report"),
+    "R7 int8": ("as before", "64"),
+    "R7 int4": ("128", "report"),
+    "R7 fp16": ("as before", "as before"),
+    "R9 noise .1": ("64", "report"),
+    "R10 permute, scale": ("as before", "as before"),
+    "R11 dummies .1": ("error .02", "as before"),
+    "R11 dummies .8": ("error .02", "as before"),
+    "R12 active dummies, noise": ("report", "as before"),
+    "R13 fine-tune, dummies": ("report", "report"),
+    "R14 norms folded": ("as before", "as before"),
+    "R16 overwrite": ("64", "report"),
+    "R16 overwrite double": ("64", "report"),
+    "R16 overwrite three keys": ("64", "report"),
+}
+NETWORKS = ("mlp", "small-cnn", "wide-resnet")
+
+Row = dict[str, Any]
+
+
+def rows(part: str) -> list[Row]:
+    """Rows of one part."""
+    return [row for row in rows_of("deepsigns") if row["part"] == part and "failed" not in row]
+
+
+def spread(values: list[float], form: str, *, high: bool = False) -> str:
+    """The worst of some values and their median, or the one value."""
+    if not values:
+        return "-"
+    worst, middle = (max if high else min)(values), statistics.median(values)
+    return f"{worst:{form}}" if len(values) == 1 else f"{worst:{form}} / {middle:{form}}"
+
+
+def lines(head: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown."""
+    if not body:
+        return "Not measured yet."
+    made = ["| " + " | ".join(row) + " |" for row in (head, *body)]
+    return "\n".join([made[0], "|" + "---|" * len(head), *made[1:]])
+
+
+def fidelity() -> str:
+    """Utility, error rate and evidence of marked models, worst / median over seeds."""
+    body = []
+    for form in ("white", "black"):
+        marked = [row for row in rows(form) if row["item"] == "marked"]
+        groups = sorted({(row["data"], row["network"]) for row in marked})
+        for data, network in groups:
+            some = [row for row in marked if (row["data"], row["network"]) == (data, network)]
+            change = [row["accuracy"] - row["control"] for row in some]
+            body.append(
+                [
+                    f"{form}-box",
+                    data,
+                    network,
+                    str(len(some)),
+                    spread([row["control"] for row in some], ".2f"),
+                    spread(change, "+.2f"),
+                    spread([row["error_rate"] for row in some], ".3f", high=True),
+                    spread([row["bits"] for row in some], ".0f"),
+                    spread([row["control_bits"] for row in some], ".1f", high=True),
+                ]
+            )
+    head = ["form", "data", "network", "seeds", "unmarked", "marked less unmarked (points)",
+            "error rate", "bits", "bits, unmarked"]  # fmt: skip
+    return lines(head, body)
+
+
+def column(form: str) -> Callable[[], str]:
+    """One column of the battery: evidence, error rate, utility and weight correlation."""
+
+    def cell(some: list[Row]) -> str:
+        if not some:
+            return "-"
+        known = [row["correlation"] for row in some if row.get("correlation") is not None]
+        alike = f"{statistics.median(known):.2f}" if known else "-"
+        return (
+            f"{spread([row['bits'] for row in some], '.0f')}; "
+            f"{spread([row['error_rate'] for row in some], '.3f', high=True)}; "
+            f"{statistics.median(row['accuracy'] for row in some):.1f}; {alike}; {len(some)}"
+        )
+
+    def make() -> str:
+        found = [row for row in rows(form) if row["data"] == "fashion-mnist"]
+        body = []
+        for item in ("marked", *ASKED):
+            cells = [
+                cell([row for row in found if (row["item"], row["network"]) == (item, network)])
+                for network in NETWORKS
+            ]
+            asked = "" if item == "marked" else ASKED[item][form == "black"]
+            if set(cells) != {"-"}:
+                body.append([item, asked, *cells])
+        return lines(["attack", "asked", *NETWORKS], body)
+
+    return make
+
+
+def capacity() -> str:
+    """Accuracy and error rate against the number of bits."""
+    found = rows("capacity")
+    body = []
+    for network in NETWORKS:
+        own = [row for row in found if row["network"] == network]
+        sizes = [row["item"] for row in own if "margin" in row]
+        for item in dict.fromkeys(sizes):
+            cells = [
+                [row for row in own if row["item"] == name]
+                for name in (item, f"{item}, prune .8", f"{item}, fine-tune")
+            ]
+            change = [row["accuracy"] - row["control"] for row in cells[0]]
+            rates = [
+                spread([row["error_rate"] for row in some], ".3f", high=True) for some in cells
+            ]
+            body.append(
+                [network, item, f"{cells[0][0]['margin']:g}", spread(change, "+.2f"), *rates]
+            )
+    head = ["network", "message", "margin", "marked less unmarked (points)", "error rate",
+            "after pruning 80 %", "after fine-tuning"]  # fmt: skip
+    return lines(head, body)
+
+
+def overwriting() -> str:
+    """Overwriting at the same strength, DeepSigns and Uchida side by side."""
+    found = rows("overwrite")
+    body = []
+    for network in NETWORKS:
+        for bits in (64, 128, 256, 512):
+            cells = []
+            for name in ("deepsigns", "uchida"):
+                for item in (f"{name} {bits}", f"{name} {bits}, overwritten"):
+                    some = [r for r in found if (r["network"], r["item"]) == (network, item)]
+                    cells.append(spread([row["error_rate"] for row in some], ".3f", high=True))
+                    cells.append(spread([row["accuracy"] for row in some], ".1f"))
+            if set(cells) != {"-"}:
+                body.append([network, str(bits), *cells])
+    head = ["network", "bits"] + [
+        f"{name}, {what}" for name in ("DeepSigns", "Uchida")
+        for what in ("error rate", "accuracy", "error rate overwritten", "accuracy then")
+    ]  # fmt: skip
+    return lines(head, body)
+
+
+def integrity() -> str:
+    """Hits of random keys and of aligned innocent models, against what chance gives."""
+    body = [
+        [
+            row["network"],
+            row["item"],
+            f"{row['keys']:,}",
+            f"{row['expected']:g} of {row['trials']}",
+            f"{row['mean']:.2f}",
+            f"{row['expected_deviation']:.2f}",
+            f"{row['deviation']:.2f}",
+            str(row["most"]),
+        ]
+        for row in rows("integrity")
+    ]
+    head = ["network", "model", "readings", "expected", "mean hits", "deviation expected",
+            "deviation", "most hits"]  # fmt: skip
+    return lines(head, body)
+
+
+def key_inputs() -> str:
+    """Kinds of inputs and of teaching for black-box keys."""
+    found = rows("inputs")
+    body = []
+    for network in NETWORKS:
+        own = [row for row in found if row["network"] == network]
+        for item in dict.fromkeys(row["item"] for row in own if "area_distance" in row):
+            plain, tuned, pruned = (
+                [row for row in own if row["item"] == f"{item}{more}"]
+                for more in ("", ", fine-tuned", ", prune .5")
+            )
+            body.append(
+                [
+                    network,
+                    item,
+                    str(len(plain)),
+                    spread([row["accuracy"] - row["control"] for row in plain], "+.2f"),
+                    *(
+                        spread([row["bits"] for row in some], ".0f")
+                        for some in (plain, tuned, pruned)
+                    ),
+                    *(
+                        spread([row[name] for row in plain], ".2f", high=True)
+                        for name in ("area_distance", "area_confidence")
+                    ),
+                ]
+            )
+    head = ["network", "inputs and teaching", "seeds", "marked less unmarked (points)", "bits",
+            "fine-tuned", "pruned 50 %", "filter by distance", "filter by confidence"]  # fmt: skip
+    return lines(head, body)
+
+
+def published() -> str:
+    """The published forms."""
+    body = [
+        [
+            row["network"],
+            row["item"],
+            f"{row['error_rate']:.3f}",
+            f"{row['bits']:.0f}",
+            f"{row['accuracy']:.1f}",
+        ]
+        for row in rows("paper")
+    ]
+    return lines(["network", "form", "error rate", "bits", "accuracy"], body)
+
+
+def overhead() -> str:
+    """Processor time with the mark over without."""
+    body = [
+        [row["network"], f"{row['item']}-box", f"{row['ratio']:.3f}",
+         f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"]
+        for row in rows("overhead")
+    ]  # fmt: skip
+    return lines(["network", "form", "ratio, median of five", "range"], body)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "deepsigns-fidelity": fidelity,
+    "deepsigns-white": column("white"),
+    "deepsigns-black": column("black"),
+    "deepsigns-capacity": capacity,
+    "deepsigns-overwriting": overwriting,
+    "deepsigns-integrity": integrity,
+    "deepsigns-inputs": key_inputs,
+    "deepsigns-published": published,
+    "deepsigns-overhead": overhead,
+}
