@@ -8,6 +8,7 @@
       ledger.sqlite         the embedded ledger (its signing key lies beside it)
       keys/<id>.key         sealed keys
       keys/<id>.json        what was registered for the key, with receipts
+      keys/<id>.binding     the part of a community's log that the key is bound to, if it is
       inputs/<digest>.safetensors    inputs of keys, stored once
       transcripts/<name>.jsonl       what remote suspects were asked and answered
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -36,6 +37,8 @@ from earmark.records import Claim, Commitment, Evidence, Opening, Receipt, Recor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from earmark.protocol.binding import Binding
 
 _IDENTITY = "earmark/sealed-identity/1"
 
@@ -65,11 +68,6 @@ class Registration(Record):
     def id(self) -> str:
         """Short name of the key: the first twelve digits of its commitment."""
         return self.commitment.commitment[:12]
-
-    @property
-    def beacon(self) -> str:
-        """The ledger value that the key is bound to."""
-        return beacon(self.receipt)
 
 
 class Vault:
@@ -177,8 +175,15 @@ class Vault:
         secret, _ = sealing.unseal(self.path / "identity.key", passphrase, format=_IDENTITY)
         return Ed25519PrivateKey.from_private_bytes(secret)
 
-    def commit(self, key: Key, passphrase: str, *, note: str = "") -> tuple[Key, Registration]:
-        """Register a key's commitment, bind the key to the ledger's beacon, and seal it.
+    def commit(
+        self,
+        key: Key,
+        passphrase: str,
+        *,
+        note: str = "",
+        shared: Callable[[str], Binding] | None = None,
+    ) -> tuple[Key, Registration]:
+        """Register a key's commitment, bind the key to a value from after that, and seal it.
 
         Call it before the mark is embedded: the message depends on the beacon.
 
@@ -186,6 +191,9 @@ class Vault:
             key: A new, unbound key.
             passphrase: Seals the key.
             note: The owner's own words.
+            shared: Commits in a community's log too, and returns what was drawn there (see
+                `earmark.protocol.binding.bind`); without it the value is this ledger's own
+                beacon, which binds nobody who runs the ledger alone.
 
         Returns:
             The bound key and its registration.
@@ -203,10 +211,33 @@ class Vault:
         self._store_inputs(key)
         receipt = self.ledger.append(commitment.canonical())
         made = Registration(opening, commitment, receipt, (), (), note)
-        bound = key.bind(made.beacon)
+        if shared is not None:
+            binding = shared(commitment.commitment)
+            files.write_bytes(self._binding_path(made.id), binding.canonical())
+        bound = key.bind(self.beacon(made))
         bound.seal(self._key_path(made.id), passphrase)
         self._keep(made, overwrite=False)
         return bound, made
+
+    def binding(self, registration: Registration) -> Binding | None:
+        """Return the proof that a key is bound to a community's log, or null if it is not.
+
+        Raises:
+            LedgerError, SignatureError: It does not hold.
+        """
+        path = self._binding_path(registration.id)
+        if not path.exists():
+            return None
+        from earmark.protocol.binding import Binding
+
+        made = Binding.from_bytes(files.read_bytes(path, limit=1 << 28))
+        made.verify(registration.commitment.commitment, self.owner)
+        return made
+
+    def beacon(self, registration: Registration) -> str:
+        """Return the value that a key is bound to."""
+        binding = self.binding(registration)
+        return beacon(registration.receipt) if binding is None else binding.beacon
 
     def release(self, registration: Registration, digests: Mapping[str, str]) -> Registration:
         """Register the digests of files that are about to be released.
@@ -222,7 +253,7 @@ class Vault:
             self.owner,
             registration.commitment.commitment,
             dict(digests),
-            registration.beacon,
+            self.beacon(registration),
             now(),
         )
         receipt = self.ledger.append(record.canonical())
@@ -295,7 +326,7 @@ class Vault:
         registration = self.registration(name)
         key = Key.open(self._key_path(registration.id), passphrase)
         same = key.opening(self.owner) == registration.opening
-        if not same or key.beacon != registration.beacon:
+        if not same or key.beacon != self.beacon(registration):
             raise KeyFileError(
                 f"Key file '{self._key_path(registration.id)}' is not the key that was registered.",
                 hint="Restore the file from a backup.",
@@ -330,6 +361,9 @@ class Vault:
         path = self.path / "inputs" / f"{key.layout.inputs}.safetensors"
         if not path.exists():
             batches.save(key.inputs, path, mode=0o600)
+
+    def _binding_path(self, name: str) -> Path:
+        return self.path / "keys" / f"{name}.binding"
 
     def _key_path(self, name: str) -> Path:
         return self.path / "keys" / f"{name}.key"

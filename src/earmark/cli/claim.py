@@ -72,11 +72,12 @@ def register(
     model = files.file_digest(release)
     if party.committed(commitment) is None:
         party.send(m.Commit, commitment=commitment, recovery=None)
-    if party.rules.bound and party.beacon(commitment) != registration.beacon:
+    if party.rules.bound and party.beacon(commitment) != vault.beacon(registration):
         raise UsageError(
             "This key is bound to your own ledger, and the community asks for keys that are bound "
             "to its log.",
-            hint="Found the community with --unbound, or make the key from the community's log.",
+            hint=f"Protect the model with --community {community_path}, or found the community "
+            "with --unbound.",
         )
     party.client.put(data)
     party.send(
@@ -84,7 +85,7 @@ def register(
         commitment=commitment,
         model=model,
         files={release.name: model},
-        beacon=registration.beacon,
+        beacon=vault.beacon(registration),
         license=terms,
         where=where,
     )

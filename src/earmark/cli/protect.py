@@ -58,6 +58,12 @@ _WANTED = 128
     default="",
     help="Embed this key of the vault, to go on after an interruption, instead of a new one.",
 )
+@click.option(
+    "--community",
+    "community_path",
+    type=click.Path(path_type=Path),
+    help="Bind the key to this community's log instead of your own ledger.",
+)
 @click.option("--owner", default="", help="Your name, for a vault that is made now.")
 @options.vault_option
 @options.passphrase_option
@@ -76,6 +82,7 @@ def command(
     seed: int | None,
     checkpoint: Path | None,
     key_name: str,
+    community_path: Path | None,
     owner: str,
     vault_path: Path,
     passphrase_file: Path | None,
@@ -108,7 +115,9 @@ def command(
             hint="Name that key with --key, or remove the checkpoint to begin anew.",
         )
     else:
-        key, registration = commit(task, scheme, vault, word, note=output.name)
+        key, registration = commit(
+            task, scheme, vault, word, note=output.name, community=community_path
+        )
     bars.note(f"key {registration.id}: committed, seed {drawn}")
     from earmark.hosts.files import save_release
 
@@ -217,13 +226,34 @@ def committed(vault: Vault, name: str, scheme: Scheme, passphrase: str) -> tuple
 
 
 def commit(
-    task: Task, scheme: Scheme, vault: Vault, word: str, *, note: str
+    task: Task,
+    scheme: Scheme,
+    vault: Vault,
+    word: str,
+    *,
+    note: str,
+    community: Path | None = None,
 ) -> tuple[Key, Registration]:
-    """Make a key for a task, register its commitment, and return it bound to the beacon."""
+    """Make a key for a task, register its commitment, and return it bound to the beacon.
+
+    Args:
+        task: What will be trained.
+        scheme: Makes the key.
+        vault: Keeps it.
+        word: Seals it.
+        note: The owner's own words.
+        community: A community's file; its log is what the key is bound to.
+    """
     from earmark.schemes.embedding import candidates, fresh_model
 
     inputs = None
     if scheme.inputs_wanted():
         inputs = candidates(task, most=scheme.inputs_wanted(), seed=secrets.randbelow(1 << 31))
     key = scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
-    return vault.commit(key, word, note=note)
+    if community is None:
+        return vault.commit(key, word, note=note)
+    from earmark.protocol.binding import bind
+    from earmark.protocol.party import Party
+
+    party = Party.open(community, vault.identity(word))
+    return vault.commit(key, word, note=note, shared=lambda value: bind(party, value))

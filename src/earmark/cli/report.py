@@ -98,6 +98,7 @@ def write_claim(
             policy=policy,
             proof=proof,
             report=content,
+            binding=vault.binding(registration),
             attachments=attachments or {},
         ),
         signer=vault.identity(word),

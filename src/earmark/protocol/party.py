@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from earmark.errors import UsageError
 from earmark.ledger.note import VerifierKey
-from earmark.ledger.service import Mirror
+from earmark.ledger.service import Mirror, Row
 from earmark.protocol import messages as m
 from earmark.protocol.client import Client
 from earmark.protocol.community import Community
@@ -94,6 +94,14 @@ class Party:
             if drawn is not None or time.monotonic() >= until:
                 return drawn
             time.sleep(0.2)
+
+    def rows(self) -> list[Row]:
+        """Return the entries that were accepted, as anybody can check them again."""
+        made = []
+        for item in self.mirror.entries:
+            own = item.checkpoint.size == item.index + 1
+            made.append(Row(item.record.decode(), str(item.checkpoint) if own else None))
+        return made
 
     def refusal(self, digest: str) -> Refusal | None:
         """Return why a message does not count, or null if it does or is not there."""

@@ -17,10 +17,12 @@ from earmark.ledger.merkle import verify_consistency
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.port import beacon, from_hex, verify_receipt
 from earmark.policy import LEVELS, Policy, bounds, judge
+from earmark.protocol.binding import Binding
 from earmark.records import Evidence, Record, Verdict
 from earmark.report import archive
 from earmark.report.content import ReportContent
 from earmark.report.dossier import (
+    BINDING,
     FILES,
     README,
     SIGNATURE,
@@ -181,6 +183,8 @@ def _release(content: DossierContent) -> Check:
     _require(release.owner == content.commitment.owner, file, "it names another owner")
     if release.beacon is None:
         return Check("release", NOTE, "The release names no beacon: the message was chosen freely.")
+    if content.binding is not None:
+        return _bound(content.binding, content)
     try:
         drawn = beacon(content.proof.receipts["commitment"])
     except KeyError as error:
@@ -189,6 +193,27 @@ def _release(content: DossierContent) -> Check:
         raise _fail(_PROOF, error.what) from error
     _require(release.beacon == drawn, file, "its beacon is not the one the ledger gave")
     return _ok("release", "The message was bound to a ledger value that came after the commitment.")
+
+
+def _bound(binding: Binding, content: DossierContent) -> Check:
+    """Derive the value again that a community's log gave after the commitment."""
+    commitment, release = content.commitment, content.release
+    try:
+        entry = binding.verify(commitment.commitment, commitment.owner).entry
+    except EarmarkError as error:
+        raise _fail(BINDING, error.what) from error
+    _require(
+        release.beacon == binding.beacon,
+        record_path("release"),
+        "its beacon is not the community's",
+    )
+    community = binding.community
+    return _ok(
+        "release",
+        f"The message was bound to a value from after entry {entry.index} of the log of "
+        f"{community.rules.domain}, cosigned by a quorum of {len(community.nodes)} witnesses. "
+        f"Compare the community's digest with one that you know: {community.digest()}.",
+    )
 
 
 def _ledger_key(content: DossierContent, vkey: str | None) -> Check:

@@ -9,6 +9,7 @@
     records/*.json          opening, commitment, release, claim, evidence, verdict, policy, trials
     records/report.json     what the page was made from
     ledger/proof.json       public key, head, receipts, consistency proofs
+    ledger/binding.json     the community's log that the key is bound to, if it is (optional)
     ledger/vkey.txt         the ledger's public key again, and
     ledger/checkpoint.txt   its signed head, as other tools read them
     attachments/*           whatever the claimant adds
@@ -30,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from earmark import codec
 from earmark.errors import DossierError, EarmarkError
 from earmark.policy import Policy
+from earmark.protocol.binding import Binding
 from earmark.records import (
     Claim,
     Commitment,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 
 SIGNATURE = "manifest.sig"
+BINDING = "ledger/binding.json"
 SIGNED = b"earmark/manifest/1\n"
 """What the signature covers begins with this, so that it cannot pass for another message."""
 
@@ -70,6 +73,7 @@ FILES = frozenset(
         "README.txt",
         archive.MANIFEST,
         SIGNATURE,
+        BINDING,
         "report.html",
         *(f"ledger/{name}" for name in ("proof.json", "vkey.txt", "checkpoint.txt")),
         *(f"records/{name}.json" for name in (*RECORDS, "trials", "report")),
@@ -103,6 +107,7 @@ class DossierContent:
         proof: The ledger's part; receipts at least for "commitment" and "release".
         trials: What the owner measured beforehand.
         report: What the page shows, or null for a dossier without a page.
+        binding: Proof that the key is bound to a community's log, or null if it is not.
         attachments: File name to content, for whatever else the claimant adds.
     """
 
@@ -116,6 +121,7 @@ class DossierContent:
     proof: LedgerProof
     trials: tuple[Trial, ...] = ()
     report: ReportContent | None = None
+    binding: Binding | None = None
     attachments: Mapping[str, bytes] = field(default_factory=dict)
 
     def files(self) -> dict[str, bytes]:
@@ -128,6 +134,8 @@ class DossierContent:
         made["ledger/proof.json"] = self.proof.canonical()
         made["ledger/vkey.txt"] = (self.proof.vkey + "\n").encode()
         made["ledger/checkpoint.txt"] = self.proof.checkpoint.encode()
+        if self.binding is not None:
+            made[BINDING] = self.binding.canonical()
         if self.report is not None:
             made[record_path("report")] = self.report.canonical()
             made["report.html"] = render(self.report).encode()
@@ -271,6 +279,7 @@ def content_of(contents: Mapping[str, bytes]) -> DossierContent:
         proof=_read(LedgerProof, contents, "ledger/proof.json"),
         trials=_trials(contents),
         report=_read(ReportContent, contents, report) if report in contents else None,
+        binding=_read(Binding, contents, BINDING) if BINDING in contents else None,
         attachments={
             name.removeprefix("attachments/"): data
             for name, data in contents.items()

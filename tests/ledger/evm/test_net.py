@@ -60,6 +60,7 @@ class Running(Net):
     def stop(self):
         self.script.stdin.close()
         self.script.wait()
+        self.script.stdout.close()
 
 
 @pytest.fixture(scope="module")
