@@ -55,8 +55,9 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path):
         for server in servers:
             server.kill()
             server.wait()
-    assert "shown (quorum)" in said
-    assert "not shown (quorum)" in said
+    assert re.search(r"^outcome +shown \(quorum\)", said, re.MULTILINE)
+    assert re.search(r"^outcome +not shown \(quorum\)", said, re.MULTILINE)
+    assert re.search(r"^verified +verdict +not shown \(quorum\)", said, re.MULTILINE)
 
 
 def claim_of(said):

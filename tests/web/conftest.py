@@ -20,7 +20,7 @@ from earmark.protocol.rules import Rules
 from earmark.web.server import Server
 from earmark.web.service import create_app
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "protocol"))
 
 OWNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = OWNER.public_key().public_bytes_raw().hex()

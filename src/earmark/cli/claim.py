@@ -200,6 +200,59 @@ def status(*, name: str, community_path: Path, as_json: bool) -> int:
     )
 
 
+@command.command("dossier", epilog="Example:  earmark claim dossier 3f0a91c2 -o case")
+@click.argument("name")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder.")
+@click.option("--models", is_flag=True, help="Add the suspect and the release.")
+@click.option("--force", is_flag=True, help="Replace a dossier that lies there.")
+@community_option
+@options.json_option
+def dossier(
+    *, name: str, output: Path, models: bool, force: bool, community_path: Path, as_json: bool
+) -> int:
+    """Write the folder that proves offline what became of the claim NAME."""
+    from earmark.protocol.case import write_case
+    from earmark.protocol.party import Party
+
+    party = Party.open(community_path)
+    party.sync()
+    found = [claim for claim in party.history.claims if claim.startswith(name)]
+    if len(found) != 1:
+        raise UsageError(f"{len(found)} claims begin with '{name}'; exactly one was expected.")
+    result = write_case(party, found[0], output, models=models, overwrite=force)
+    lines = [
+        line("outcome", f"{result.outcome.value} ({result.code.value})"),
+        line("dossier", f"{output}   anybody checks it:  earmark claim check {output}"),
+    ]
+    return emit("claim dossier", lines, {"result": result.to_json()}, as_json=as_json)
+
+
+@command.command("check", epilog="Example:  earmark claim check case --digest 5d0e…41a2")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--digest", help="Digest of the community's file, if you have it from elsewhere.")
+@options.json_option
+def check(*, path: Path, digest: str | None, as_json: bool) -> int:
+    """Check a claim's dossier offline: log, witnesses, signatures, and the verdict again.
+
+    Exit codes: 0 mark shown, 1 not shown, 3 inconclusive; 4 something was changed.
+    """
+    from earmark.protocol.case import check_case
+
+    result, checks = check_case(path, digest)
+    lines = [line(item.status, f"{item.name}  {item.detail}") for item in checks]
+    listed: list[Json] = [
+        {"name": item.name, "status": item.status, "detail": item.detail} for item in checks
+    ]
+    return emit(
+        "claim check",
+        lines,
+        {"checks": listed, "result": result.to_json()},
+        as_json=as_json,
+        outcome=result.outcome.value,
+        code=EXIT[result.outcome],
+    )
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):

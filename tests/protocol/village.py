@@ -1,6 +1,6 @@
 """Four nodes in one process, with a story told: what a page has to show. Counts are set, not measured.
 
-``python village.py FOLDER PORT`` serves it, to look at.
+``python tests/protocol/village.py FOLDER PORT`` serves it, to look at.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import ClassVar
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from earmark import codec, files
+from earmark.keys.secret import Key
 from earmark.protocol import community as c
 from earmark.protocol import messages as m
+from earmark.protocol.disclosure import DisclosureFile
 from earmark.protocol.history import genesis_digest
 from earmark.protocol.node import Node
 from earmark.protocol.rules import Rules
-from earmark.records import Layout, Opening
+from earmark.records import Layout
 from earmark.web.server import Server
 from earmark.web.service import create_app
 
@@ -57,13 +59,17 @@ class Wire:
     def append(self, record):
         return self.keeper.append(record)
 
+    def blob(self, digest, *, limit=0):
+        return self.keeper.blobs.path(digest).read_bytes()
+
 
 class Person:
     def __init__(self, name, village):
         self.key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(sha(name)))
         self.public = self.key.public_key().public_bytes_raw().hex()
         self.name, self.village, self.shards = name, village, 0
-        self.opening = Opening(self.public, LAYOUT, sha("root", name), sha("salt", name))
+        self.secret = Key.generate(LAYOUT, secret=bytes.fromhex(sha("secret", name)))
+        self.opening = self.secret.opening(self.public)
 
     def tell(self, cls, **body):
         keeper = self.village.nodes[0]
@@ -81,6 +87,7 @@ class Person:
         self.tell(m.Commit, commitment=commitment, recovery=None)
         history = self.village.nodes[0].history
         value = history.beacon(history.commits[commitment][0])
+        self.secret = self.secret.bind(value)
         Villager.truth.add((commitment, sha(model)))
         self.tell(
             m.Publish,
@@ -97,12 +104,13 @@ class Person:
 
     def claim(self, suspect):
         self.shards += 1
+        disclosure = DisclosureFile.of(self.secret, (self.shards,)).canonical()
         return self.tell(
             m.Claim,
             opening=self.opening,
             suspect=sha(suspect),
             shards=(self.shards,),
-            disclosure=sha("disclosure"),
+            disclosure=self.village.nodes[0].blobs.put(disclosure),
             inputs=None,
         )
 
