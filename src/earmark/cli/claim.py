@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from earmark import files
 from earmark.cli import options
@@ -45,6 +46,15 @@ def command() -> None:
 @click.option("--key", "key_name", default="", help="Beginning of the key's id.")
 @click.option("--license", "terms", default="", help="A name or sentence.")
 @click.option("--where", default="", help="Where the model is offered.")
+@click.option(
+    "--oms",
+    type=click.Path(path_type=Path),
+    help="Write an OpenSSF model-signing bundle here (and its public key beside it, .pem), and "
+    "publish their digests too.",
+)
+@click.option(
+    "--scitt", type=click.Path(path_type=Path), help="Write the publication as a SCITT statement."
+)
 @community_option
 @options.vault_option
 @options.passphrase_option
@@ -55,6 +65,8 @@ def register(
     key_name: str,
     terms: str,
     where: str,
+    oms: Path | None,
+    scitt: Path | None,
     community_path: Path,
     vault_path: Path,
     passphrase_file: Path | None,
@@ -66,7 +78,8 @@ def register(
 
     vault = Vault.open(vault_path)
     registration = vault.registration(key_name)
-    party = Party.open(community_path, vault.identity(options.passphrase(passphrase_file)))
+    identity = vault.identity(options.passphrase(passphrase_file))
+    party = Party.open(community_path, identity)
     commitment = registration.commitment.commitment
     data = files.read_bytes(release)
     model = files.file_digest(release)
@@ -80,16 +93,18 @@ def register(
             "with --unbound.",
         )
     party.client.put(data)
-    party.send(
+    listed = {release.name: model} | ({} if oms is None else _bundle(release, oms, identity))
+    published = party.send(
         m.Publish,
         commitment=commitment,
         model=model,
-        files={release.name: model},
+        files=listed,
         beacon=vault.beacon(registration),
         license=terms,
         where=where,
     )
-    party.sync()
+    if scitt is not None:
+        _state(party.record(published), scitt, identity)
     lines = [
         line("key", registration.id),
         line("log", f"{party.rules.domain}, {party.mirror.size} entries"),
@@ -251,6 +266,22 @@ def check(*, path: Path, digest: str | None, as_json: bool) -> int:
         outcome=result.outcome.value,
         code=EXIT[result.outcome],
     )
+
+
+def _bundle(release: Path, path: Path, identity: Ed25519PrivateKey) -> dict[str, str]:
+    """Write a model-signing bundle and its public key; return their names and digests."""
+    from earmark.protocol.bundles import public_pem, sign_release
+
+    public = path.with_suffix(".pem")
+    sign_release(release, path, identity)
+    files.write_bytes(public, public_pem(identity), overwrite=True)
+    return {item.name: files.file_digest(item) for item in (path, public)}
+
+
+def _state(record: bytes, path: Path, identity: Ed25519PrivateKey) -> None:
+    from earmark.protocol.bundles import scitt_statement
+
+    files.write_bytes(path, scitt_statement(record, identity), overwrite=True)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

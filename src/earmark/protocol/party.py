@@ -72,6 +72,19 @@ class Party:
         self.sync()
         return envelope.digest()
 
+    def record(self, digest: str) -> bytes:
+        """Return the record that a message's digest names.
+
+        Raises:
+            UsageError: The log holds none, as far as it was accepted.
+        """
+        from earmark import codec
+
+        for item in reversed(self.mirror.entries):
+            if codec.digest(item.record) == digest:
+                return item.record
+        raise UsageError(f"The log holds no record {digest[:16]} yet.")
+
     def committed(self, commitment: str) -> Logged | None:
         """Return the first entry with a commitment, or null."""
         self.sync()
