@@ -1,9 +1,9 @@
 """For other people's tools: a model-signing bundle of a release, a SCITT statement of a record.
 
 `sign_release` writes an OMS bundle (OpenSSF model signing) that the `model_signing` command
-verifies without earmark. It signs with a P-256 key, because that is what its key mode takes; the key is
-derived one-way from the owner's identity, and the publication in the log names the digests of
-bundle and public key, which binds them to that identity.
+verifies without earmark. It signs with a P-256 key, because that is what its key mode takes. The
+key is derived one-way from the owner's identity, and the publication in the log names the digests
+of bundle and public key, which binds them to that identity.
 
 `scitt_statement` writes a record's statement as a SCITT signed statement (RFC 9943: COSE_Sign1 with
 CWT claims), signed by the record's own key. It is the form that a transparency service registers;
