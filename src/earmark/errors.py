@@ -55,8 +55,19 @@ class EarmarkError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        parts = [part for part in (self.what, self.expected, self.hint) if part]
-        return f"{self.code}  {' '.join(parts)}"
+        parts = [self.what, _expectation(self.expected), self.hint]
+        return f"{self.code}  {' '.join(part for part in parts if part)}"
+
+
+_SENTENCES = frozenset({"It", "This", "Their", "Nobody", "Weights", "Bits", "Keys", "Licenses"})
+
+
+def _expectation(text: str) -> str:
+    """Put "Expected:" before what is no sentence and no list with a heading of its own."""
+    first = text.partition(" ")[0]
+    if not text or first.endswith(":") or first in _SENTENCES:
+        return text
+    return f"Expected: {text}"
 
 
 class UsageError(EarmarkError):

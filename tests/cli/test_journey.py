@@ -12,6 +12,7 @@ import torch
 
 from earmark.bench import zoo
 from earmark.hosts.files import save_release
+from earmark.vault import Vault
 
 
 def _verify(desk, suspect, *more: str) -> list[str]:
@@ -71,6 +72,29 @@ def test_an_interrupted_training_goes_on_with_its_key(desk, earmark, tmp_path, m
     assert not checkpoint.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.safetensors", "vault"]
     assert len(list((vault / "keys").glob("*.json"))) == 1
+
+
+def test_the_log_lists_every_kind_of_entry(desk, earmark, tmp_path) -> None:
+    copied = tmp_path / "vault"
+    shutil.copytree(desk.vault, copied)
+    database = Vault.open(copied)
+    database.ledger.append(b'{"schema":"no-slash"}')
+    database.ledger.append(b'{"payloadType":"application/x"}')
+    database.ledger.append(b"[1,2]")
+    database.close()
+    code, out, err = earmark("ledger", "log", "--vault", copied)
+    assert code == 0, err
+    assert "no-slash" in out
+
+
+def test_a_mark_that_is_too_weak_is_not_called_done(desk, earmark, tmp_path) -> None:
+    code, out, err = earmark(
+        "protect", desk.task, "-o", tmp_path / "r.safetensors", "--vault", tmp_path / "vault",
+        "--owner", "Test", "--epochs", "1", "--set", "triggers=4096", "--set", "weight=0.000001",
+    )  # fmt: skip
+    assert code == 0
+    assert "DO NOT RELEASE" in out
+    assert "the task has 1,408 training samples" in err.lower()
 
 
 def test_an_innocent_model_is_not(desk, innocent, earmark) -> None:
@@ -178,6 +202,7 @@ def test_errors_name_the_matter(desk, earmark, tmp_path, monkeypatch) -> None:
     torch.save({"a": torch.zeros(1)}, pickled)
     other = tmp_path / "other.safetensors"
     save_release(zoo.Mlp((1, 8, 8), 10), other)
+    out = str(tmp_path / "x.safetensors")
     cases = [
         (_verify(desk, tmp_path / "missing.safetensors"), 5, "missing.safetensors"),
         (_verify(desk, lying), 5, "lying.safetensors"),
@@ -188,28 +213,38 @@ def test_errors_name_the_matter(desk, earmark, tmp_path, monkeypatch) -> None:
         (_verify(desk, desk.release, "--key", "ffff"), 2, "exactly one"),
         (["verify", desk.release, "--vault", str(tmp_path)], 5, "no vault"),
         (["protect", desk.task, "-o", desk.release, "--vault", desk.vault], 2, "--force"),
-        (["protect", desk.task, "-o", str(tmp_path / "no" / "x"), "--vault", desk.vault], 5, "no/x"),
-        (["protect", "none.py", "-o", str(tmp_path / "x"), "--vault", desk.vault], 5, "none.py"),
         (
-            ["protect", desk.task, "-o", str(tmp_path / "x"), "--vault", desk.vault,
+            ["protect", desk.task, "-o", str(tmp_path / "no" / "x.safetensors"), "--vault", desk.vault],
+            5, "no/x.safetensors",
+        ),
+        (["protect", desk.task, "-o", str(tmp_path / "x.pt"), "--vault", desk.vault], 2, "x.safetensors"),
+        (
+            ["protect", desk.task, "-o", out, "--vault", str(tmp_path / "new")], 2, "--owner",
+        ),
+        (
+            ["protect", desk.task, "-o", out, "--vault", desk.vault, "--owner", "Else"], 2, "belongs to 'Test'",
+        ),
+        (["protect", "none.py", "-o", out, "--vault", desk.vault], 5, "none.py"),
+        (
+            ["protect", desk.task, "-o", out, "--vault", desk.vault,
              "--set", 'taps=["fcc"]'], 2, "Nearest names",
         ),
         (
-            ["protect", desk.task, "-o", str(tmp_path / "x"), "--vault", desk.vault,
+            ["protect", desk.task, "-o", out, "--vault", desk.vault,
              "--set", "trigers=9"], 2, "Did you mean 'triggers'",
         ),
         (
-            ["protect", desk.task, "-o", str(tmp_path / "x"), "--vault", desk.vault,
+            ["protect", desk.task, "-o", out, "--vault", desk.vault,
              "--scheme", "mtlsgn"], 2, "Did you mean mtlsign",
         ),
         (["report", str(tmp_path)], 4, "E303"),
     ]  # fmt: skip
     before = sorted(tmp_path.iterdir())
     for arguments, code, words in cases:
-        got, out, err = earmark(*arguments)
+        got, printed, err = earmark(*arguments)
         assert (got, words in err) == (code, True), (arguments, got, err)
         assert "Traceback" not in err
-        assert not out
+        assert not printed
     assert sorted(tmp_path.iterdir()) == before
     monkeypatch.setenv("EARMARK_PASSPHRASE", "wrong")
     code, _, err = earmark(*_verify(desk, desk.release))

@@ -85,12 +85,25 @@ def test_unknown_words_suggest_the_nearest(earmark) -> None:
     assert code == 2
 
 
+def test_a_group_alone_prints_its_help(earmark) -> None:
+    for group in ("license", "ledger", "claim", "node"):
+        code, out, err = earmark(group)
+        assert (code, err) == (0, ""), group
+        assert out.startswith(f"Usage: earmark {group}")
+
+
+@pytest.mark.parametrize("code", ["E070", "E100", "E130", "E302"])
+def test_every_code_is_explained(code, earmark) -> None:
+    assert earmark("explain", code)[0] == 0
+
+
 def test_errors_are_one_json_document(earmark) -> None:
     for arguments in (["verify"], ["verfy"], ["verify", "x", "--vault", "/nowhere"]):
         code, out, err = earmark(*arguments, "--json")
         document = json.loads(out)
         assert document["exit"] == code != 0
         assert document["error"]["message"]
+        assert document["error"]["code"] not in document["error"]["message"]
         assert not err
 
 

@@ -148,7 +148,7 @@ GOOD = {"a": spec(0, 8), "b": spec(8, 12)}
 LIES = {
     "empty": (b"", FileError, "at least 10"),
     "seven bytes": (b"\x01" * 7, FileError, "at least 10"),
-    "huge header": (b"\xff" * 8 + b"{}", FormatError, "states a header"),
+    "huge header": (b"\xff" * 8 + b"{}", FormatError, "state a header"),
     "header beyond the file": (raw_file(GOOD)[:20], FileError, "ends inside its header"),
     "truncated data": (raw_file(GOOD, bytes(11)), FileError, "its header needs"),
     "bytes after the end": (raw_file(GOOD, bytes(13)), FormatError, "after its last tensor"),

@@ -122,7 +122,8 @@ def command(
     """
     if sum(item is not None for item in (attack_name, battery, evaluations)) != 1:
         raise UsageError(
-            "Say what to run.", expected="One of --attack NAME, --battery NAME and --search N."
+            "Nothing or several things are to be run.",
+            expected="Exactly one of --attack NAME, --battery NAME and --search N.",
         )
     from earmark.bench.cells import Means
     from earmark.bench.subjects import ReleaseSubject

@@ -59,8 +59,8 @@ def log(*, where: str | None, vault_path: Path, as_json: bool) -> int:
         body = parse(record)
         entries.append(body)
         about = body if isinstance(body, dict) else {}
-        kind = str(about.get("schema", "?")).split("/")[1:2]
-        rows.append([f"#{index}", str(about.get("created", "")), *kind, _gist(about)])
+        kind = str(about.get("schema") or about.get("type") or "?").removeprefix("earmark/")
+        rows.append([f"#{index}", str(about.get("created", "")), kind, _gist(about)])
     lines = table(rows, head=["entry", "created (claimed)", "record", "about"])
     return emit("ledger log", lines, {"entries": entries}, as_json=as_json)
 

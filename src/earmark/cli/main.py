@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command to (module, one line of help); the module is loaded when the command is used."""
 
+_NO_ARGUMENTS = getattr(click.exceptions, "NoArgsIsHelpError", ())
+
 BUG = 70
 INTERRUPTED = 130
 
@@ -126,11 +128,14 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
+        if isinstance(error, _NO_ARGUMENTS) and error.ctx is not None:
+            click.echo(error.ctx.get_help())
+            return 0
         return _fail(arguments, 2, "E100", error.format_message(), as_json=as_json, usage=error)
     except click.ClickException as error:
         return _fail(arguments, 5, "E400", error.format_message(), as_json=as_json)
     except (click.Abort, KeyboardInterrupt):
-        text = "Interrupted. Finished work is kept."
+        text = "Interrupted. What was written before is whole and stays."
         return _fail(arguments, INTERRUPTED, "E130", text, as_json=as_json)
     except EarmarkError as error:
         if debug:

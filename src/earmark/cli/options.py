@@ -93,8 +93,8 @@ def passphrase(path: Path | None, *, new: bool = False) -> str:
         return os.environ[ENV_PASSPHRASE].strip()
     if not sys.stdin.isatty():
         raise UsageError(
-            "No passphrase was given.",
-            expected=f"${ENV_PASSPHRASE} or --passphrase-file when nobody can be asked.",
+            "No passphrase was given, and there is no terminal to ask at.",
+            hint=f"Set ${ENV_PASSPHRASE}, or pass --passphrase-file.",
         )
     text: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=new, err=True)
     return text

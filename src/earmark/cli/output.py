@@ -50,14 +50,14 @@ class Bars:
 
 
 def error_document(command: str, code: int, name: str, text: str) -> str:
-    """Return the JSON document of a failure."""
+    """Return the JSON document of a failure; the code stands in a field of its own."""
     return json.dumps(
         {
             "schema": _SCHEMA,
             "command": command,
             "outcome": "error",
             "exit": code,
-            "error": {"code": name, "message": text},
+            "error": {"code": name, "message": text.removeprefix(f"{name}  ")},
         }
     )
 
@@ -85,8 +85,14 @@ def line(label: str, text: str) -> str:
     return f"{label:<16}  {text}"
 
 
-def verdict_lines(verdict: Verdict, evidence: Evidence) -> list[str]:
-    """Describe a verdict in a few labelled lines."""
+def verdict_lines(verdict: Verdict, evidence: Evidence, *, exact: bool = True) -> list[str]:
+    """Describe a verdict in a few labelled lines.
+
+    Args:
+        verdict: The verdict.
+        evidence: The evidence that it was judged from.
+        exact: Whether the scheme's null is exact; some published forms have none.
+    """
     shown = {
         Outcome.SHOWN: ("MARK SHOWN", "green"),
         Outcome.NOT_SHOWN: ("MARK NOT SHOWN", "yellow"),
@@ -94,16 +100,15 @@ def verdict_lines(verdict: Verdict, evidence: Evidence) -> list[str]:
     }
     word, colour = shown[verdict.outcome]
     head = click.style(f"{word:<16}", fg=colour, bold=True)
-    gross = -verdict.bits_gross
     lines = [
         f"{head}  {evidence.hits:,} of {evidence.trials:,} answers match the key",
-        line("chance", f"{stats.one_in(gross)} for a model made without the key"),
+        line("chance", f"{stats.one_in(-verdict.bits)} for a model made without the key"),
         line("evidence", f"{verdict.bits:.1f} bits net; {verdict.threshold:g} asked for"),
-        line("null", "exact: the message is random in the key, whatever the suspect is"),
+        *_null_lines(verdict, evidence, exact=exact),
         line(
             "tried",
-            f"{evidence.tried.keys} key, {evidence.tried.suspects} suspect, "
-            f"{evidence.tried.forms} form (charged)",
+            f"{_many(evidence.tried.keys, 'key')}, {_many(evidence.tried.suspects, 'suspect')}, "
+            f"{_many(evidence.tried.forms, 'form')} (charged)",
         ),
         line(
             "power",
@@ -115,8 +120,25 @@ def verdict_lines(verdict: Verdict, evidence: Evidence) -> list[str]:
     return lines
 
 
+def _null_lines(verdict: Verdict, evidence: Evidence, *, exact: bool) -> list[str]:
+    """Say what the chance rests on: the plain count, or a reading that weighs the answers."""
+    if not exact:
+        return [line("null", "none that is exact: this published form drops answers afterwards")]
+    plain = stats.log2_binomial_tail(evidence.hits, evidence.trials, evidence.chance)
+    if evidence.score is not None and verdict.bits_gross > -plain:
+        return [
+            line("reading", f"answers weighed by their margins; counted alike: {-plain:.1f} bits"),
+            line("null", "a proven bound: the message is random in the key, whatever the suspect"),
+        ]
+    return [line("null", "exact: the message is random in the key, whatever the suspect is")]
+
+
 def _probability(value: float) -> str:
     return "> 0.999" if value > 0.999 else f"{value:.3f}"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def table(rows: Sequence[Sequence[Any]], *, head: Sequence[str]) -> list[str]:  # Any: cells

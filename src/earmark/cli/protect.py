@@ -13,7 +13,7 @@ from earmark.cli import options
 from earmark.cli.output import Bars, emit, line
 from earmark.codec import Json
 from earmark.errors import UsageError
-from earmark.records import Evidence, Verdict
+from earmark.records import Evidence, Outcome, Verdict
 from earmark.vault import Registration, Vault
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from earmark.training import Trained
 
 _WANTED = 128
+_LONG = 12
 
 
 @click.command(
@@ -98,30 +99,38 @@ def command(
     """
     from earmark.task import load_task
 
+    if output.suffix != ".safetensors":
+        raise UsageError(
+            f"Output '{output}' does not end in .safetensors, which is what is written.",
+            hint=f"Name it '{output.with_suffix('.safetensors')}'.",
+        )
     if output.exists() and not force:
         raise UsageError(f"Output '{output}' exists already.", hint="Pass --force to replace it.")
     files.require_writable(output)  # fails now rather than after the training
     task = load_task(task_path)
     scheme = registry.scheme(scheme_name, **options.parse_settings(settings))
-    vault = open_vault(vault_path, owner, passphrase_file)
-    word = options.passphrase(passphrase_file)
     bars = Bars(quiet=quiet or as_json)
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
-    if key_name:
-        key, registration = committed(vault, key_name, scheme, word)
-    elif checkpoint is not None and checkpoint.exists():
+    if not key_name and checkpoint is not None and checkpoint.exists():
         raise UsageError(
             f"Checkpoint '{checkpoint}' is of a training with a key that exists already.",
             hint="Name that key with --key, or remove the checkpoint to begin anew.",
         )
+    new = None if key_name else fresh_key(task, scheme, bars)
+    vault = open_vault(vault_path, owner, passphrase_file, bars)
+    word = options.passphrase(passphrase_file)
+    if new is None:
+        key, registration = committed(vault, key_name, scheme, word)
     else:
-        key, registration = commit(
-            task, scheme, vault, word, note=output.name, community=community_path
-        )
+        key, registration = commit(vault, new, word, output.name, community_path)
     bars.note(f"key {registration.id}: committed, seed {drawn}")
     from earmark.hosts.files import save_release
 
-    trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, checkpoint, bars)
+    try:
+        trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, checkpoint, bars)
+    except KeyboardInterrupt:
+        bars.note(_way_on(registration, drawn, checkpoint))
+        raise
     save_release(trained.model, output, overwrite=True)
     registration = vault.release(registration, {output.name: files.file_digest(output)})
     if checkpoint is not None:
@@ -161,13 +170,26 @@ def _lines(
             f"#{registration.release_receipts[-1].index} release",
         ),
     ]
-    if verdict.bits < _WANTED:
-        text = (
-            f"{verdict.bits:.0f} bits leave little to survive a theft; {_WANTED} are wanted. "
-            "Train longer, or mark more strongly (mtlsign: raise share and weight)."
-        )
+    better = (
+        "Train longer, mark more strongly (mtlsign: raise share and weight), or, where the task "
+        "has few samples, keep fewer of them (mtlsign: lower triggers)."
+    )
+    if verdict.outcome is not Outcome.SHOWN:
+        text = f"verify would not show this mark: it asks for {verdict.threshold:g} bits. {better}"
+        lines.append(line("DO NOT RELEASE", text))
+    elif verdict.bits < _WANTED:
+        text = f"so few bits leave little to survive a theft; {_WANTED} are wanted. {better}"
         lines.append(line("warning", text))
     return lines
+
+
+def _way_on(registration: Registration, seed: int, checkpoint: Path | None) -> str:
+    """Say how to go on after an interruption."""
+    kept = "What was not in a checkpoint is lost" if checkpoint is None else "Finished epochs stay"
+    return (
+        f"{kept}. Key {registration.id} is committed; go on with it by the same command and  "
+        f"--key {registration.id} --seed {seed}"
+    )
 
 
 def train_marked(
@@ -201,12 +223,31 @@ def train_marked(
     )
 
 
-def open_vault(path: Path, owner: str, passphrase_file: Path | None) -> Vault:
-    """Open a vault, or make one if there is none."""
+def open_vault(path: Path, owner: str, passphrase_file: Path | None, bars: Bars) -> Vault:
+    """Open a vault, or make one if there is none.
+
+    Raises:
+        UsageError: A new vault has no owner's name, or an old one has another.
+    """
     if (path / "vault.json").exists():
-        return Vault.open(path)
+        vault = Vault.open(path)
+        if owner and owner != vault.name:
+            raise UsageError(
+                f"Vault '{path}' belongs to '{vault.name}', not to '{owner}'.",
+                hint="Leave --owner out, or choose another folder with --vault.",
+            )
+        return vault
+    if not owner:
+        raise UsageError(
+            f"There is no vault at '{path}', and a new one needs its owner's name.",
+            hint="Pass --owner 'Your name'; every claim will bear it.",
+        )
     word = options.passphrase(passphrase_file, new=True)
-    return Vault.create(path, name=owner or "owner", passphrase=word)
+    if len(word) < _LONG:
+        bars.note(f"The passphrase has {len(word)} characters; {_LONG} and more resist guessing.")
+    vault = Vault.create(path, name=owner, passphrase=word)
+    bars.note(f"vault {path}: made for '{owner}'")
+    return vault
 
 
 def committed(vault: Vault, name: str, scheme: Scheme, passphrase: str) -> tuple[Key, Registration]:
@@ -226,30 +267,17 @@ def committed(vault: Vault, name: str, scheme: Scheme, passphrase: str) -> tuple
 
 
 def commit(
-    task: Task,
-    scheme: Scheme,
-    vault: Vault,
-    word: str,
-    *,
-    note: str,
-    community: Path | None = None,
+    vault: Vault, key: Key, word: str, note: str, community: Path | None
 ) -> tuple[Key, Registration]:
-    """Make a key for a task, register its commitment, and return it bound to the beacon.
+    """Register a key's commitment and return it bound to the beacon.
 
     Args:
-        task: What will be trained.
-        scheme: Makes the key.
         vault: Keeps it.
+        key: A new key.
         word: Seals it.
         note: The owner's own words.
-        community: A community's file; its log is what the key is bound to.
+        community: A community's file, if its log is what the key is to be bound to.
     """
-    from earmark.schemes.embedding import candidates, fresh_model
-
-    inputs = None
-    if scheme.inputs_wanted():
-        inputs = candidates(task, most=scheme.inputs_wanted(), seed=secrets.randbelow(1 << 31))
-    key = scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
     if community is None:
         return vault.commit(key, word, note=note)
     from earmark.protocol.binding import bind
@@ -257,3 +285,22 @@ def commit(
 
     party = Party.open(community, vault.identity(word))
     return vault.commit(key, word, note=note, shared=lambda value: bind(party, value))
+
+
+def fresh_key(task: Task, scheme: Scheme, bars: Bars) -> Key:
+    """Make a key for a task, its inputs taken from the task's own samples."""
+    from earmark.hosts import batches
+    from earmark.schemes.embedding import candidates, fresh_model
+
+    inputs = None
+    wanted = scheme.inputs_wanted()
+    if wanted:
+        inputs = candidates(task, most=wanted, seed=secrets.randbelow(1 << 31))
+        held = batches.size(inputs)
+        if held < wanted:
+            bars.note(
+                f"The task has {held:,} training samples; {scheme.name} would choose the key's "
+                f"inputs among {wanted:,} with these settings. Ask for fewer of them if the mark "
+                "turns out weak."
+            )
+    return scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)

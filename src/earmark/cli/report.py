@@ -10,7 +10,7 @@ import click
 from earmark.cli.options import json_option
 from earmark.cli.output import emit, line
 from earmark.codec import Json
-from earmark.errors import UsageError
+from earmark.errors import EarmarkError, UsageError
 from earmark.policy import Policy, judge
 from earmark.records import Evidence, now
 from earmark.vault import Registration, Vault
@@ -34,16 +34,41 @@ def command(
     from earmark.report.dossier import read_dossier
     from earmark.report.page import render, write_page
 
+    if vkey is not None:
+        require_vkey(vkey)
     checks = check_dossier(dossier, vkey=vkey)
     lines = [line(check.status, f"{check.name}  {check.detail}".rstrip()) for check in checks]
-    listed: list[Json] = [{"name": item.name, "status": item.status} for item in checks]
+    listed: list[Json] = [
+        {"name": item.name, "status": item.status, "detail": item.detail} for item in checks
+    ]
     if output is not None:
         content = read_dossier(dossier).report
         if content is None:
             raise UsageError(f"Dossier '{dossier}' holds no report to write.")
         write_page(output, render(content), overwrite=force)
         lines.append(f"{output} written.")
+    verdict = read_dossier(dossier).verdict
+    lines.append(
+        f"THE DOSSIER HOLDS: mark {verdict.outcome.value}, {verdict.bits:,.1f} bits, "
+        "as far as the notes allow."
+    )
     return emit("report", lines, {"checks": listed}, as_json=as_json)
+
+
+def require_vkey(text: str) -> None:
+    """Refuse what is no public key of a ledger.
+
+    Raises:
+        UsageError: It is none.
+    """
+    from earmark.ledger.note import VerifierKey
+
+    try:
+        VerifierKey.parse(text.strip())
+    except EarmarkError as error:
+        raise UsageError(
+            f"--vkey '{text}' is no ledger's public key.", expected=error.expected
+        ) from error
 
 
 def write_claim(

@@ -115,8 +115,9 @@ def read_header(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
             length = int.from_bytes(head, "little")
             if not 2 <= length <= MAX_HEADER:
                 raise FormatError(
-                    f"File '{source}' states a header of {length:,} bytes.",
-                    expected=f"At most {MAX_HEADER:,}; this is no safetensors file.",
+                    f"File '{source}' is no safetensors file: its first bytes state a header of "
+                    f"{length:,} bytes.",
+                    expected=f"At most {MAX_HEADER:,} bytes.",
                 )
             if length > size - 8:
                 raise FileError(

@@ -158,8 +158,8 @@ def _require_room(target: Path, *, overwrite: bool) -> None:
         return
     raise UsageError(
         f"Output '{target}' exists already.",
-        expected="A new name" + (", or a dossier to replace." if overwrite else "."),
-        hint="Choose another name, or pass --force to replace a dossier.",
+        expected="A new name, or a dossier to replace with --force.",
+        hint="Choose another name.",
     )
 
 
