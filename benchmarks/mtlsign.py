@@ -43,16 +43,17 @@ from earmark.attacks.obfuscate import Dummies, Obfuscate, Permute, Scale
 from earmark.attacks.overwrite import Overwrite
 from earmark.attacks.prune import Prune, PruneChannels
 from earmark.attacks.quantize import Cast, Quantize
+from earmark.bench.data import load
 from earmark.bench.zoo import image_task
 from earmark.hosts import batches
 from earmark.keys.secret import Disclosure, Key
 from earmark.policy import log2_p
+from earmark.schemes import mtlsign
 from earmark.schemes.mtlsign import MtlSign, labels_of
 from earmark.task import Task
 from earmark.training import train
 
 ROWS = Path(__file__).parent / "rows" / "mtlsign.jsonl"
-EPOCHS = {"small-cnn": 4, "resnet8": 4, "mlp": 5}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Scratch(Attack):
         return tuning.tune(budget.task.model(), budget, settings, seed=seed)
 
 
-def attacks(key: Key, *, overwrite: dict[str, Any]) -> dict[str, Attack]:
+def attacks(key: Key, network: str, *, overwrite: dict[str, Any]) -> dict[str, Attack]:
     """Return the battery by name."""
     half = range(key.layout.shards // 2)
     each = key.layout.message_bits // key.layout.shards
@@ -103,48 +104,56 @@ def attacks(key: Key, *, overwrite: dict[str, Any]) -> dict[str, Attack]:
         signs=[sign for i in shown for sign in labels_of(key.shard(i), each)],
     )
     assert len(shown) == len(half)
+    everywhere = Collapse(weight=10.0, epochs=8, taps=every_layer(network))
+    known = every_layer(network)[-2:] if network.startswith("resnet") else ("fc", "fc:in")
     return {
+        "collapse-30": Collapse(weight=30.0, epochs=10, taps=known),
+        "collapse-3": Collapse(weight=3.0, taps=known),
+        "collapse-everywhere": everywhere,
         "ftal": FineTune.preset("ftal"),
         "ftal-lr.1": FineTune(lr=0.1),
+        "overwrite": Overwrite(settings_of_scheme=overwrite, inputs=2560),
+        "erase-half": erase,
+        "scramble-noise-10": Scramble(weight=10.0, epochs=4, taps=known),
+        "scramble-own-10": Scramble(own=True, weight=10.0, epochs=4, taps=known),
+        "distill-features": DistillFeatures(taps=known),
+        "rtal": FineTune.preset("rtal"),
+        "rtll": FineTune.preset("rtll"),
+        "prune-65": Prune(share=0.65),
+        "prune-80": Prune(share=0.8),
+        "channels-30": PruneChannels(share=0.3),
+        "int8": Quantize(bits=8),
+        "int4": Quantize(bits=4),
+        "noise-10": Noise(share=0.1),
+        "permute-scale": Chain((Permute(), Scale())),
+        "dummies": Dummies(),
+        "obfuscate": Obfuscate(),
+        "distill": Distill(),
+        "scratch": Scratch(),
+        "bf16": Cast(format="bf16"),
+        "prune-90": Prune(share=0.9),
+        "obfuscate-ftal": Chain((Obfuscate(), FineTune())),
         "ftal-lr.1-20": FineTune(lr=0.1, epochs=20),
         "adam-1e-4": FineTune.preset("adam"),
         "adam-1e-3": FineTune(optimizer="adamw", lr=1e-3, epochs=20),
         "adam-5e-3": FineTune.preset("adam-high-lr"),
         "refit": Refit.preset("basic"),
         "ftll": FineTune.preset("ftll"),
-        "rtll": FineTune.preset("rtll"),
-        "rtal": FineTune.preset("rtal"),
         "reset-two": ResetTail(),
         "reset-three": ResetTail(layers=3),
-        "prune-65": Prune(share=0.65),
-        "prune-80": Prune(share=0.8),
-        "prune-90": Prune(share=0.9),
-        "channels-30": PruneChannels(share=0.3),
-        "int8": Quantize(bits=8),
-        "int4": Quantize(bits=4),
-        "bf16": Cast(format="bf16"),
-        "noise-10": Noise(share=0.1),
-        "permute-scale": Chain((Permute(), Scale())),
-        "dummies": Dummies(),
-        "obfuscate": Obfuscate(),
-        "obfuscate-ftal": Chain((Obfuscate(), FineTune())),
-        "overwrite": Overwrite(settings_of_scheme=overwrite),
-        "overwrite-double": Overwrite(settings_of_scheme=overwrite, strength=2.0),
-        "collapse-.3": Collapse(weight=0.3),
-        "collapse-3": Collapse(weight=3.0),
-        "collapse-10": Collapse(weight=10.0),
-        "collapse-30": Collapse(weight=30.0, epochs=10),
-        "collapse-truth-3": Collapse(weight=3.0, truth=True),
-        "collapse-truth-30": Collapse(weight=30.0, truth=True, epochs=10),
-        "scramble-noise-1": Scramble(),
-        "scramble-noise-10": Scramble(weight=10.0),
-        "scramble-own-1": Scramble(own=True),
-        "scramble-own-10": Scramble(own=True, weight=10.0),
-        "erase-half": erase,
-        "distill-features": DistillFeatures(),
-        "distill": Distill(),
-        "scratch": Scratch(),
+        "overwrite-double": Overwrite(settings_of_scheme=overwrite, strength=2.0, inputs=2560),
+        "collapse-10": Collapse(weight=10.0, taps=known),
+        "collapse-truth-30": Collapse(weight=30.0, truth=True, epochs=10, taps=known),
+        "scramble-noise-1": Scramble(taps=known),
+        "scramble-own-1": Scramble(own=True, taps=known),
     }
+
+
+def every_layer(network: str) -> tuple[str, ...]:
+    """Return where our own attack collapses features: behind every stage of a network."""
+    if network.startswith("resnet"):
+        return ("stages.0", "stages.1", "stages.2", "head:in")
+    return ("conv2", "conv3", "fc:in", "fc", "head:in")
 
 
 class Cell:
@@ -157,9 +166,8 @@ class Cell:
 
     def __init__(self, args: argparse.Namespace, seed: int) -> None:
         self.args, self.seed = args, seed
-        self.task: Task = image_task(
-            args.network, args.data, recipe={"epochs": args.epochs or EPOCHS[args.network]}
-        )
+        some = load(args.data).subset(args.images, test=args.test)
+        self.task: Task = image_task(args.network, some, recipe={"epochs": args.epochs})
         settings = json.loads(args.scheme)
         self.settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
         self.scheme = MtlSign(**self.settings)
@@ -196,7 +204,8 @@ class Cell:
         return self._cached("twin", lambda: train(self.task, seed=self.seed).model)
 
     def _cached(self, kind: str, make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
-        name = json.dumps([self.task.name, dict(self.task.recipe), kind], sort_keys=True)
+        size = [self.args.images, kind]
+        name = json.dumps([self.task.name, dict(self.task.recipe), size], sort_keys=True)
         if kind == "marked":
             name += repr(self.scheme) + str(self.args.candidates)
         folder = Path(tempfile.gettempdir()) / "earmark-benchmarks"
@@ -222,6 +231,7 @@ class Cell:
             "settings": self.settings,
             "network": self.args.network,
             "data": self.args.data,
+            "images": self.args.images,
             "attack": attack,
             "seed": self.seed,
             "epochs": dict(self.task.recipe)["epochs"],
@@ -272,8 +282,8 @@ def versions() -> dict[str, Any]:
 
 def identity(row: dict[str, Any]) -> str:
     """Return what names a cell."""
-    names = ("settings", "network", "data", "attack", "seed", "epochs")
-    return json.dumps([row[name] for name in names], sort_keys=True)
+    names = ("settings", "network", "data", "images", "attack", "seed", "epochs")
+    return json.dumps([row.get(name) for name in names], sort_keys=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -302,6 +312,7 @@ def run(args: argparse.Namespace) -> None:
             "settings": cell.settings,
             "network": args.network,
             "data": args.data,
+            "images": args.images,
             "seed": seed,
             "epochs": dict(cell.task.recipe)["epochs"],
         }
@@ -313,7 +324,7 @@ def run(args: argparse.Namespace) -> None:
         for attack, made in (("none", "marked"), ("twin", "twin")):
             if missing(attack) and not args.no_twin * (attack == "twin"):
                 write(args.rows, cell.row(attack, *getattr(cell, made)))
-        for name, attack in attacks(cell.key, overwrite=cell.settings).items():
+        for name, attack in attacks(cell.key, args.network, overwrite=cell.settings).items():
             if time.monotonic() > until:
                 return
             if missing(name) and (not args.attacks or name in args.attacks):
@@ -347,6 +358,8 @@ def cost(args: argparse.Namespace) -> None:
         optimizers[kind].zero_grad(set_to_none=True)
         loss.backward()
         optimizers[kind].step()
+        if mark is not None:
+            mark.after_step(0.05)
         times[kind].append(time.process_time() - start)
 
     optimizers = {
@@ -354,34 +367,42 @@ def cost(args: argparse.Namespace) -> None:
         "marked": torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True),
     }
     with scheme.attach(model, key) as mark:
+        mark.after_step(0.1)  # from a peak: the samples are being settled in every timed step
         for batch in stream:
             step("plain", plain.train(), batch, None)
             step("marked", model.train(), batch, mark)
     host = task.host(model.eval())
-    verify, forward = [], []
+    verify, forward, refits = [], [], []
     for _ in range(5):
         start = time.process_time()
-        host.features(key.inputs, key.layout.carrier[:1])
+        found = host.features(key.inputs, key.layout.carrier)
         forward.append(time.process_time() - start)
+        start = time.process_time()
+        mtlsign.tally(key.layout, key.shards, found, ("0" * 64, "0" * 64))
+        refits.append(time.process_time() - start)
         start = time.process_time()
         scheme.measure(host, key)
         verify.append(time.process_time() - start)
+    ratios = [v / (f + r) for v, f, r in zip(verify, forward, refits, strict=True)]
     middle = {name: statistics.median(some[20:]) for name, some in times.items()}
     row = {
         "scheme": "mtlsign",
         "settings": cell.settings,
         "network": args.network,
         "data": args.data,
+        "images": args.images,
         "attack": "cost",
         "seed": args.seeds[0],
         "epochs": dict(task.recipe)["epochs"],
         "step_ms": {name: round(1e3 * value, 2) for name, value in middle.items()},
         "step_ratio": round(middle["marked"] / middle["plain"], 3),
         "forward_seconds": round(statistics.median(forward), 3),
+        "refit_seconds": round(statistics.median(refits), 3),
         "measure_seconds": round(statistics.median(verify), 3),
+        "verification_ratio": round(statistics.median(ratios), 3),
     }
     write(args.rows, row | versions())
-    print(row["step_ratio"], row["forward_seconds"], row["measure_seconds"])
+    print(row["step_ratio"], row["verification_ratio"])
 
 
 def table(args: argparse.Namespace) -> None:
@@ -412,9 +433,11 @@ def main() -> None:
     parser.add_argument("--network", default="small-cnn")
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--seeds", type=seeds, default=seeds("0-4"))
-    parser.add_argument("--epochs", type=int, default=0, help="0 for the network's usual number")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--images", type=int, default=10_000, help="training images")
+    parser.add_argument("--test", type=int, default=5000, help="test images")
     parser.add_argument("--scheme", default="{}", help="settings of the scheme, JSON")
-    parser.add_argument("--candidates", type=int, default=8192)
+    parser.add_argument("--candidates", type=int, default=4096)
     parser.add_argument("--attacks", type=lambda text: set(text.split(",")), default=set())
     parser.add_argument("--no-twin", action="store_true")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no cell after so long")

@@ -324,21 +324,27 @@ def graph() -> Task:
     return Task(**(made.__dict__ | {"forward": lambda net, b: net(b[0], b[1])}))
 
 
-KINDS: dict[str, tuple[Callable[[], Task], dict[str, Any]]] = {
-    "residual classifier": (residual, {"triggers": 512, "taps": ("head:in",)}),
-    "transformer": (transformer, {"triggers": 512, "taps": ("head:in",)}),
-    "regression": (regression, {"triggers": 512}),
-    "segmentation": (segmentation, {"triggers": 256}),
-    "detection": (detection, {"triggers": 512}),
-    "policy": (policy, {"triggers": 256, "share": 0.25, "weight": 0.5}),
-    "graph": (graph, {"triggers": 512}),
+KINDS: dict[str, Callable[[], Task]] = {
+    "residual classifier": residual,
+    "transformer": transformer,
+    "regression": regression,
+    "segmentation": segmentation,
+    "detection": detection,
+    "policy": policy,
+    "graph": graph,
+}
+SETTINGS: dict[str, Any] = {
+    "triggers": 256,
+    "shards": 4,
+    "directions": 2,
+    "share": 0.25,
+    "weight": 0.1,
 }
 
 
 def cell(kind: str, seed: int) -> None:
     """Train twin and marked model, attack, and write rows."""
-    make, settings = KINDS[kind]
-    task, scheme = make(), MtlSign(shards=4, directions=2, **settings)
+    task, scheme = KINDS[kind](), MtlSign(**SETTINGS)
     base = {"scheme": "mtlsign", "network": kind, "data": task.name, "seed": seed}
     start = time.process_time()
     twin = train(task, seed=seed).model
@@ -368,7 +374,7 @@ def cell(kind: str, seed: int) -> None:
     for attack, net in cases.items():
         evidence = scheme.measure(task.host(net), key)
         row = base | {
-            "settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()},
+            "settings": SETTINGS,
             "epochs": task.recipe["epochs"],
             "attack": attack,
             "utility": round(task.evaluate(net), 2),

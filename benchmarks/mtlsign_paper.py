@@ -14,6 +14,7 @@ fitted to an unmarked model, before the published verifier and before the refitt
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -32,6 +33,7 @@ from earmark.attacks import forge
 from earmark.attacks.base import Budget
 from earmark.attacks.finetune import FineTune
 from earmark.attacks.prune import Prune
+from earmark.bench.data import load
 from earmark.bench.zoo import image_task
 from earmark.keys.secret import Key
 from earmark.schemes import mtlsign_paper as paper
@@ -42,14 +44,21 @@ from earmark.training import train
 from mtlsign import read, seeds, versions, write
 
 ROWS = Path(__file__).parent / "rows" / "mtlsign_paper.jsonl"
-TUNING = FineTune(optimizer="adamw", lr=3e-4, epochs=5, schedule="constant")
+TUNING = FineTune(optimizer="adamw", lr=3e-4, epochs=4, schedule="constant")
+OVERWRITING = (50, 150, 250, 350)
 
 
 @functools.lru_cache(maxsize=2)
-def clean(network: str, data: str, epochs: int, seed: int) -> tuple[Task, nn.Module]:
+def clean(network: str, data: str, images: int, epochs: int, seed: int) -> tuple[Task, nn.Module]:
     """Return a task and its model after the first step of the paper."""
-    task = image_task(network, data, recipe={"epochs": epochs})
+    some = load(data).subset(images, test=2000)
+    task = image_task(network, some, recipe={"epochs": epochs})
     return task, train(task, seed=seed).model
+
+
+def first_step(args: argparse.Namespace, data: str, seed: int) -> tuple[Task, nn.Module]:
+    """Return what :func:`clean` does, for the command line's choices."""
+    return clean(args.network, data, args.images, args.epochs, seed)
 
 
 def start_key(scheme: MtlSignPaper, task: Task, model: nn.Module, name: str) -> Key:
@@ -73,6 +82,8 @@ def base(args: argparse.Namespace, table: str, data: str, seed: int, **more: Any
         "attack": table,
         "network": args.network,
         "data": data,
+        "images": args.images,
+        "epochs": args.epochs,
         "samples": args.samples,
         "rounds": args.rounds,
         "seed": seed,
@@ -92,7 +103,7 @@ def ablation(args: argparse.Namespace) -> None:
                 row = base(args, "ablation", data, seed, mode=mode)
                 if has(row):
                     continue
-                task, model = clean(args.network, data, args.epochs, seed)
+                task, model = first_step(args, data, seed)
                 scheme = MtlSignPaper(samples=args.samples, mode=mode, rounds=args.rounds)
                 key = start_key(scheme, task, model, f"paper/{seed}")
                 begun = time.process_time()
@@ -120,7 +131,7 @@ def foreign(args: argparse.Namespace) -> None:
             row = base(args, "foreign", data, seed, count=args.count)
             if has(row):
                 continue
-            task, model = clean(args.network, data, args.epochs, seed)
+            task, model = first_step(args, data, seed)
             scheme = MtlSignPaper(samples=args.samples, mode="func", rounds=args.rounds)
             key = start_key(scheme, task, model, f"paper/{seed}")
             marked, key = scheme.embed(task, model, key, seed=seed)
@@ -154,23 +165,30 @@ def overwrite(args: argparse.Namespace) -> None:
     """The owner's right answers while a second key is embedded in the same way."""
     for data in args.data:
         for seed in args.seeds:
-            for rounds in (50, 150, 250, 350):
-                row = base(args, "overwrite", data, seed, overwriting_rounds=rounds)
-                if has(row):
-                    continue
-                task, model = clean(args.network, data, args.epochs, seed)
-                scheme = MtlSignPaper(samples=args.samples, mode="func+da", rounds=args.rounds)
-                key = start_key(scheme, task, model, f"paper/{seed}")
-                marked, key = scheme.embed(task, model, key, seed=seed)
-                thief = dataclasses.replace(scheme, mode="da", rounds=rounds)
-                other = start_key(thief, task, marked, f"thief/{seed}")
-                taken, other = thief.embed(task, marked, other, seed=seed + 1)
-                row["right, owner before"], _ = share(scheme, task, marked, key)
-                row["right, owner after"], _ = share(scheme, task, taken, key)
-                row["right, thief"], _ = share(thief, task, taken, other)
-                row["utility"] = round(task.evaluate(taken), 2)
-                write(ROWS, row | versions())
-                print(json.dumps({k: v for k, v in row.items() if "," in k}))
+            row = base(args, "overwrite", data, seed, overwriting_rounds=list(OVERWRITING))
+            if has(row):
+                continue
+            task, model = first_step(args, data, seed)
+            scheme = MtlSignPaper(samples=args.samples, mode="func+da", rounds=args.rounds)
+            key = start_key(scheme, task, model, f"paper/{seed}")
+            marked, key = scheme.embed(task, model, key, seed=seed)
+            thief = dataclasses.replace(scheme, mode="func", func=1.0, lr=5e-4)
+            taken = copy.deepcopy(marked)
+            other = start_key(thief, task, taken, f"thief/{seed}")
+            row["right, owner"] = [share(scheme, task, marked, key)[0]]
+            row["utility"] = [round(task.evaluate(marked), 2)]
+            row["right, thief"] = []
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + 1)
+                with thief.attach(taken, other, forward=task.forward) as mark:
+                    for round_ in range(1, OVERWRITING[-1] + 1):
+                        mark.one_round()
+                        if round_ in OVERWRITING:
+                            row["right, owner"].append(share(scheme, task, taken, key)[0])
+                            row["right, thief"].append(share(thief, task, taken, mark.key())[0])
+                            row["utility"].append(round(task.evaluate(taken), 2))
+            write(ROWS, row | versions())
+            print(json.dumps({k: v for k, v in row.items() if "right" in k}))
 
 
 def forged(args: argparse.Namespace) -> None:
@@ -180,7 +198,7 @@ def forged(args: argparse.Namespace) -> None:
             row = base(args, "forge", data, seed)
             if has(row):
                 continue
-            task, model = clean(args.network, data, args.epochs, seed)
+            task, model = first_step(args, data, seed)
             scheme = MtlSignPaper(samples=args.samples, rounds=args.rounds, head_lr=3e-3)
             key = start_key(scheme, task, model, f"forger/{seed}")
             key = forge.fit_head(scheme, task, model, key, seed=seed)
@@ -211,7 +229,8 @@ def main() -> None:
     parser.add_argument("--network", default="small-cnn")
     parser.add_argument("--data", type=lambda text: text.split(","), default=["fashion-mnist"])
     parser.add_argument("--seeds", type=seeds, default=seeds("0"))
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--images", type=int, default=6000, help="training images")
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--samples", type=int, default=600)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--count", type=int, default=5000)

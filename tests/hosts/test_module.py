@@ -85,6 +85,10 @@ def test_taps_are_chosen_by_glob_and_suggested() -> None:
     assert taps.default_taps(model)[-1] == "fc"
     with pytest.raises(HostError):
         taps.default_taps(nn.Sequential(nn.Linear(2, 2)))
+    assert taps.last_features(model) == ("fc",)
+    assert taps.last_features(zoo.ResNet((1, 8, 8), 10, width=4)) == ("head:in",)
+    with pytest.raises(HostError):
+        taps.last_features(nn.Sequential(nn.Linear(2, 2)))
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])

@@ -173,6 +173,65 @@ def test_loss_wants_a_pass_first(task, key) -> None:
             mark.loss()
 
 
+def settled(model: nn.Module, key: Key, settle: float, batch) -> list[float]:
+    """Return the mark's loss at the peak of the learning rate, halfway down, and at its end."""
+    scheme = replace(SCHEME, settle=settle)
+    found = []
+    with scheme.attach(model, key) as mark:
+        for lr in (0.1, 0.05, 0.0):
+            mark.load_state_dict({"round": 0, "step": 0, "lr": lr, "peak": 0.1})
+            model(mark.mix(batch)[0])
+            found.append(float(mark.loss().detach()))
+    return found
+
+
+def test_settling_grows_as_the_learning_rate_falls(task, key, marked) -> None:
+    batch = next(iter(task.stream("train", 1)))
+    none, some = settled(marked, key, 0.0, batch), settled(marked, key, 6.0, batch)
+    gains = [one - other for one, other in zip(some, none, strict=True)]
+    assert gains[0] == 0.0
+    assert 0 < gains[1] == pytest.approx(gains[2] / 2, rel=1e-3)
+
+
+def test_a_task_that_is_not_learned_is_not_settled(task, key) -> None:
+    batch = next(iter(task.stream("train", 1)))
+    torch.manual_seed(2)
+    model = task.model().eval()
+    assert settled(model, key, 6.0, batch) == settled(model, key, 0.0, batch)
+
+
+def test_what_is_no_class_is_not_settled(task, key, marked) -> None:
+    images, labels = next(iter(task.stream("train", 1)))
+    kept = batches.transform(key.inputs, lambda t: t if t.is_floating_point() else t.float())
+    floats = replace(key, inputs=kept)
+    batch = (images, labels.float())
+    assert settled(marked, floats, 6.0, batch) == settled(marked, floats, 0.0, batch)
+
+
+def test_a_settled_model_has_tighter_classes_beside_its_mark(task, key) -> None:
+    scheme = replace(SCHEME, settle=30.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = task.model()
+    with scheme.attach(model, key) as mark:
+        made = train(task, seed=1, model=model, mark=mark).model
+    assert -log2_p(scheme.measure(task.host(made), key)) > 64
+    inputs, labels = batches.join(list(task.stream("test", 0)))
+
+    def spread(net: nn.Module) -> float:
+        rows = task.host(net).features(inputs, ("fc",))["fc"]
+        inner = sum(rows[labels == c].var(0).sum() * int((labels == c).sum()) for c in range(10))
+        return float(inner / rows.var(0).sum() / len(rows))
+
+    unsettled = replace(SCHEME, settle=0.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = task.model()
+    with unsettled.attach(model, key) as mark:
+        loose = train(task, seed=1, model=model, mark=mark).model
+    assert spread(made) < 0.6 * spread(loose)
+
+
 def test_tiny_batches_carry_no_triggers(task, key) -> None:
     with SCHEME.attach(task.model(), key) as mark:
         batch = batches.take(next(iter(task.stream("train", 5))), slice(0, 1))

@@ -26,9 +26,9 @@ _SMALL = 1e-6
 
 
 def usual_taps(model: nn.Module) -> tuple[str, ...]:
-    """Return the last hidden layer and what flows into it."""
-    (last,) = taps.default_taps(model, most=1)
-    return (last, last + taps.INPUT)
+    """Return the last hidden features and, behind a dense layer, what flows into it."""
+    (last,) = taps.last_features(model)
+    return (last,) if last.endswith(taps.INPUT) else (last, last + taps.INPUT)
 
 
 @dataclass(frozen=True)

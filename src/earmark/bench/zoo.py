@@ -156,6 +156,7 @@ NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "mlp": Mlp,
     "small-cnn": SmallCnn,
     "resnet8": ResNet,
+    "resnet8-small": lambda shape, classes: ResNet(shape, classes, stride=2),
     "resnet20": lambda shape, classes: ResNet(shape, classes, blocks=3),
     "vgg": Vgg,
 }

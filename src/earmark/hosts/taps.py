@@ -131,6 +131,31 @@ def default_taps(model: nn.Module, *, most: int = 4) -> tuple[str, ...]:
     Raises:
         HostError: The model has fewer than two layers with weights.
     """
+    outer = _weighted(model)
+    body = outer[:-1]
+    step = max(1, len(body) // most)
+    return tuple(reversed(body[::-1][::step][:most]))
+
+
+def last_features(model: nn.Module) -> tuple[str, ...]:
+    """Return the tap of the last hidden features: the last dense hidden layer, or the head's input.
+
+    Where convolutions or attention come right before the head, what flows into the head has been
+    through the norms, sums and pooling that follow them.
+
+    Raises:
+        HostError: The model has fewer than two layers with weights.
+
+    Example:
+        >>> last_features(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2)))
+        ('2:in',)
+    """
+    *_, last, head = _weighted(model)
+    return (last,) if isinstance(layer(model, last), nn.Linear) else (head + INPUT,)
+
+
+def _weighted(model: nn.Module) -> list[str]:
+    """Return the layers with weights, in order; raises as :func:`default_taps`."""
     kinds = (
         nn.Linear,
         nn.Conv1d,
@@ -146,9 +171,7 @@ def default_taps(model: nn.Module, *, most: int = 4) -> tuple[str, ...]:
         raise HostError(
             "This model has fewer than two layers with weights.", hint="Name the taps yourself."
         )
-    body = outer[:-1]
-    step = max(1, len(body) // most)
-    return tuple(reversed(body[::-1][::step][:most]))
+    return outer
 
 
 def frozen_forward(model: nn.Module) -> Any:  # Any: a context manager

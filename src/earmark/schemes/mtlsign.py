@@ -3,6 +3,8 @@
 The owner keeps some inputs of the task to himself (the *triggers*). The key gives each a random
 label. While the model learns its task, triggers ride in the task's own batches, with their true
 targets, and a term pushes the hidden features of each to its label's side of a secret direction.
+Where targets are classes, a second term squeezes out what else sets samples of one answer apart: an
+attacker who does that later finds it done, and has no slope to follow.
 Later a judge refits a head on some of the triggers and guesses the labels of the others
 (:mod:`earmark.schemes.refit`): for a model made without the labels every guess is a fair coin.
 
@@ -63,7 +65,10 @@ class MtlSign(Scheme):
 
     Maths: trigger x_i of shard s has sign y_i and direction u, one of `directions`, a fixed random
     sign vector. With features z standardized over the batch, the term is
-    `weight * mean(log(1 + exp(-sharpness * y_i <u, z_i> / sqrt(width))))`.
+    `weight * mean(log(1 + exp(-sharpness * y_i <u, z_i> / sqrt(width))))`. The samples beside the
+    triggers add `settle * (1 - lr / peak) * (2 r - 1) * W / V` at each marked layer, a third of it
+    at what flows into one; W is the variance of their features within the model's answers, V the
+    whole one, r the share of right answers, and the term is left out while r is under one half.
 
     Args:
         triggers: Inputs that the key keeps, at most.
@@ -71,13 +76,16 @@ class MtlSign(Scheme):
         directions: Directions that the shards take turns at; shards that share one are refitted
             together.
         taps: Layers to mark and read, names or globs, with ``:in`` behind for what flows into
-            them; by default the last hidden layer.
+            them; by default the last hidden features (:func:`earmark.hosts.taps.last_features`).
         deeper: Whether the judge also reads what flows into the marked layers, so that a layer
             drawn anew does not take the evidence along.
         read: Layers of a suspect to read instead of the key's, for suspects of another build.
         share: Share of a batch that is replaced by triggers.
         weight: Weight of the mark's term.
         sharpness: Sharpness of the mark's term; a smaller one asks for larger margins.
+        settle: Weight of the term that settles the task's own samples, at its largest. It grows as
+            the learning rate falls from its peak, and does nothing at a constant rate, or where
+            targets are no classes. 0 switches it off; less of it costs less of the task.
 
     Raises:
         UsageError: A setting out of range.
@@ -113,6 +121,7 @@ class MtlSign(Scheme):
     share: float = 0.125
     weight: float = 0.05
     sharpness: float = 2.0
+    settle: float = 0.0
 
     def __post_init__(self) -> None:
         if self.shards < 1 or not 1 <= self.directions <= self.shards:
@@ -125,10 +134,13 @@ class MtlSign(Scheme):
                 f"{self.triggers} triggers are too few for {self.shards} shards.",
                 expected=f"At least {_LEAST} triggers a shard.",
             )
-        if not 0 < self.share <= 0.5 or not self.weight > 0 or not self.sharpness > 0:
+        positive = self.weight > 0 and self.sharpness > 0 and self.settle >= 0
+        if not 0 < self.share <= 0.5 or not positive:
             raise UsageError(
-                f"Share {self.share}, weight {self.weight}, sharpness {self.sharpness}.",
-                expected="A share above 0 and up to 0.5; weight and sharpness above 0.",
+                f"Share {self.share}, weight {self.weight}, sharpness {self.sharpness}, "
+                f"settle {self.settle}.",
+                expected="A share above 0 and up to 0.5; weight and sharpness above 0; "
+                "settle 0 or more.",
             )
         object.__setattr__(self, "taps", tuple(self.taps))
         object.__setattr__(self, "read", tuple(self.read))
@@ -195,7 +207,7 @@ class MtlSign(Scheme):
                 hint="Wrap the model:  earmark.hosts.module.ModuleHost(model)",
             )
         if not self.taps:
-            return taps.default_taps(host.model, most=1)
+            return taps.last_features(host.model)
         known = [name for name, _ in host.model.named_modules()]
         found: dict[str, None] = {}
         for pattern in self.taps:
@@ -221,8 +233,9 @@ class MtlSign(Scheme):
         """
         self.check_key(key)
         inputs = _inputs_of(key)
-        with taps.reading(model, _marked(key.layout)) as seen:
-            yield RidingMark(self, model, key, inputs, seen, forward)
+        read = key.layout.carrier if self.settle else _marked(key.layout)
+        with taps.reading(model, read) as seen, _answering(model) as answers:
+            yield RidingMark(self, model, key, inputs, (seen, answers), forward)
 
     def measure(
         self, suspect: Host, key: Key | Disclosure, *, nonce: str | None = None
@@ -243,7 +256,7 @@ class MtlSign(Scheme):
         found = suspect.features(inputs, self.read or key.layout.carrier)
         digest = suspect.digest()
         nonce = nonce or hashlib.sha256(f"{digest}{key.layout.digest()}".encode()).hexdigest()
-        total, details = _tally(key.layout, shards, found, (nonce, digest))
+        total, details = tally(key.layout, shards, found, (nonce, digest))
         return Evidence.of(
             self.name,
             hits=int(total.hits[0]),
@@ -332,7 +345,7 @@ def _check_inputs(key: Key | Disclosure, shards: Sequence[Shard], inputs: Tree) 
             )
 
 
-def _tally(
+def tally(
     layout: Layout,
     shards: Sequence[Shard],
     features: Mapping[str, NDArray[np.float64]],
@@ -382,12 +395,13 @@ class RidingMark(Mark):
         model: nn.Module,
         key: Key,
         inputs: Tree,
-        seen: dict[str, Tensor],
+        seen: tuple[dict[str, Tensor], list[Tensor]],
         forward: Forward,
     ) -> None:
         layout = key.layout
         each = layout.message_bits // layout.shards
-        self._scheme, self._model, self._forward, self._seen = scheme, model, forward, seen
+        self._scheme, self._model, self._forward = scheme, model, forward
+        self._seen, self._answers = seen
         self._inputs = inputs
         self._carrier = _marked(layout)
         self._signs = torch.tensor(
@@ -406,21 +420,25 @@ class RidingMark(Mark):
         self._round = 0
         self._riding: Tensor | None = None
         self._length = 0
+        self._classes: Tensor | None = None
+        self._lr = self._peak = 0.0
 
     def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
         """Return how far the triggers' order has been read."""
-        return {"round": self._round, "step": self._step}
+        return {"round": self._round, "step": self._step, "lr": self._lr, "peak": self._peak}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Go on with the triggers' order where a training was interrupted."""
         if state:
             self._round, self._step = int(state["round"]), int(state["step"])
+            self._lr, self._peak = float(state["lr"]), float(state["peak"])
             self._order = self._shuffled()
 
     def mix(self, batch: Tree) -> Tree:
         """Return the batch with its first samples replaced by triggers."""
         self._length = batches.size(batch)
         riders = min(round(self._length * self._scheme.share), len(self._signs))
+        self._classes = None
         if riders < 1:
             self._riding = None
             return batch
@@ -428,7 +446,13 @@ class RidingMark(Mark):
         some = batches.take(self._inputs, self._riding)
         where = next(iter(batches.leaves(batch).values())).device
         some = batches.transform(some, lambda tensor: tensor.to(where))
-        return batches.join([some, batches.take(batch, slice(riders, None))])
+        rest = batches.take(batch, slice(riders, None))
+        self._classes = _classes(rest)
+        return batches.join([some, rest])
+
+    def after_step(self, lr: float) -> None:
+        """Follow the learning rate: the task's own samples are settled as it falls."""
+        self._lr, self._peak = lr, max(lr, self._peak)
 
     def loss(self) -> Tensor:
         """Return the mark's term for the batch that was mixed, or for a pass of its own."""
@@ -437,7 +461,25 @@ class RidingMark(Mark):
         riding, self._riding = self._riding, None
         assert riding is not None
         terms = [self._term(name, riding) for name in self._carrier]
-        return self._scheme.weight * torch.stack(terms).mean()
+        total = self._scheme.weight * torch.stack(terms).mean()
+        return total if self._classes is None else total + self._unsettled(self._classes)
+
+    def _unsettled(self, classes: Tensor) -> Tensor:
+        """Return the term that settles the task's own samples."""
+        late = 1 - self._lr / self._peak if self._peak else 0.0
+        scores = self._answers[-1] if self._answers else None
+        if not late * self._scheme.settle > 0 or scores is None or len(scores) != self._length:
+            return torch.zeros(())
+        riders = self._length - len(classes)
+        groups = scores.detach()[riders:].argmax(1)
+        learned = 2 * (groups == classes.to(groups.device)).float().mean() - 1
+        settle = self._scheme.settle * late * learned.clamp(min=0)
+        rest = [
+            (1.0 if name in self._carrier else 1 / 3) * _within(value[riders:], groups)
+            for name, value in self._seen.items()
+            if len(value) == self._length
+        ]
+        return settle * torch.stack(rest).sum()
 
     def _own_pass(self) -> None:
         """Run some triggers by themselves, normalization layers frozen."""
@@ -487,6 +529,40 @@ class RidingMark(Mark):
             signs = torch.tensor(stream.signs(self._directions * width), dtype=torch.float32)
             self._heads[name] = signs.view(self._directions, width) / math.sqrt(width)
         return self._heads[name]
+
+
+@contextmanager
+def _answering(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Keep the latest scores of a classifier, (samples, classes), inside the block."""
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+        scores = getattr(output, "logits", output)
+        kept[:] = [scores] if isinstance(scores, Tensor) and scores.ndim == 2 else []
+
+    handle = model.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def _classes(batch: Tree) -> Tensor | None:
+    """Return a batch's targets if they are classes, one integer a sample."""
+    targets = batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+        return None
+    return targets
+
+
+def _within(features: Tensor, groups: Tensor) -> Tensor:
+    """Return the variance within groups over the whole variance, (samples, width) -> scalar."""
+    rows = features.float()
+    member = functional.one_hot(groups).to(rows.dtype)
+    means = (member.T @ rows) / member.sum(0).clamp(min=1)[:, None]
+    inner = (rows - means[groups]).square().sum(1).mean()
+    whole = (rows - rows.mean(0)).square().sum(1).mean()
+    return inner / whole.clamp(min=1e-6)
 
 
 @contextlib.contextmanager
