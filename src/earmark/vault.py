@@ -293,6 +293,11 @@ class Vault:
         found = [self._read(path) for path in sorted((self.path / "keys").glob("*.json"))]
         yield from sorted(found, key=lambda item: item.receipt.index)
 
+    def keys_tried(self) -> int:
+        """Return how many keys are charged when one of them is read: all that could have been."""
+        found = (item.opening.layout.scheme for item in self.registrations())
+        return max(1, sum(scheme != "tracing" for scheme in found))
+
     def registration(self, name: str = "") -> Registration:
         """Return the registration whose key id begins with `name`; the only one if empty.
 

@@ -180,6 +180,13 @@ def test_dossier_is_checked_and_a_changed_one_refused(desk, earmark, tmp_path) -
         "verify", desk.release, "--task", desk.task, "--vault", copied, "--dossier", folder
     )
     assert code == 0
+    code, log = earmark("ledger", "head", "--vault", copied)[:2]
+    again = earmark(
+        "verify", desk.release, "--task", desk.task, "--vault", copied, "--dossier", folder
+    )
+    assert again[0] == 2
+    assert "--force" in again[2]
+    assert earmark("ledger", "head", "--vault", copied)[1] == log  # nothing was claimed in vain
     page = tmp_path / "report.html"
     code, out, _ = earmark("report", folder, "-o", page)
     assert code == 0
@@ -275,3 +282,26 @@ def test_nothing_is_overwritten_and_secrets_stay_home(desk, earmark) -> None:
         if path.is_file():
             assert key._secret not in path.read_bytes()
             assert key._secret.hex().encode() not in path.read_bytes()
+
+
+def test_weights_alone_make_a_dossier_and_every_key_is_charged(desk, earmark, tmp_path) -> None:
+    """Deep Water splits nothing; its claim bears a nonce all the same."""
+    vault, out = tmp_path / "vault", tmp_path / "r.safetensors"
+    common = [
+        "protect", desk.task, "--vault", vault, "--scheme", "deepwater", "--epochs", "2",
+        "--owner", "Test", "--quiet",
+    ]  # fmt: skip
+    assert earmark(*common, "-o", out)[0] == 0
+    assert earmark(*common, "-o", tmp_path / "s.safetensors")[0] == 0
+    ids = sorted(path.stem for path in (vault / "keys").glob("*.json"))
+    seen = []
+    for name in ids:
+        folder = tmp_path / name
+        code, printed, err = earmark(
+            "verify", out, "--vault", vault, "--key", name, "--dossier", folder, "--level", "trace"
+        )
+        assert code in (0, 1, 3), err
+        assert "2 keys" in printed
+        seen.append(code)
+        assert earmark("report", folder)[0] == 0
+    assert 0 in seen

@@ -80,6 +80,8 @@ def write_claim(
     suspect: str,
     word: str,
     attachments: Mapping[str, bytes] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Record a claim in the ledger and write the dossier that proves it."""
     from earmark.report.content import ReportContent, Subject
@@ -127,4 +129,5 @@ def write_claim(
             attachments=attachments or {},
         ),
         signer=vault.identity(word),
+        overwrite=overwrite,
     )

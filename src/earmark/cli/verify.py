@@ -15,6 +15,7 @@ from earmark.cli.service import Service, is_address, nonce_of, service_options
 from earmark.codec import Json
 from earmark.errors import UsageError
 from earmark.records import Access, Evidence, Outcome
+from earmark.report.archive import require_room
 from earmark.vault import Registration, Vault
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     "--dossier", type=click.Path(path_type=Path), help="Write a dossier that proves the claim."
 )
 @service_options
+@click.option("--force", is_flag=True, help="Replace a dossier that is there already.")
 @options.vault_option
 @options.passphrase_option
 @options.quiet_option
@@ -62,6 +64,7 @@ def command(
     adapter: Path | None,
     budget: int | None,
     transcript: Path | None,
+    force: bool,
     vault_path: Path,
     passphrase_file: Path | None,
     quiet: bool,
@@ -75,6 +78,8 @@ def command(
     interrupted run goes on from it, and asking stops once the evidence suffices. Exit codes: 0 mark
     shown, 1 not shown, 3 inconclusive, 4 ledger or key was changed, 5 could not run.
     """
+    if dossier is not None:
+        require_room(dossier, overwrite=force)
     vault = Vault.open(vault_path)
     registration = vault.registration(key_name)
     word = options.passphrase(passphrase_file)
@@ -96,9 +101,11 @@ def command(
         host = open_suspect(suspect, scheme, task_path)
         nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
         found = scheme.measure(host, key, nonce=nonce)
-    evidence = charged(found, registration, suspects)
+        found = dataclasses.replace(found, nonce=found.nonce or nonce)
+    evidence = charged(found, registration, suspects, keys=vault.keys_tried())
     verdict = policy.judge(evidence, asked)
-    lines = verdict_lines(verdict, evidence)
+    exact = getattr(registry.load("scheme", key.layout.scheme), "exact_null", True)
+    lines = verdict_lines(verdict, evidence, exact=exact)
     lines += service.lines() if service else []
     lines.append(line("claim", f"key {registration.id}, ledger #{registration.receipt.index}"))
     if not quiet:
@@ -114,7 +121,9 @@ def command(
 
         name = suspect if service else Path(suspect).name
         attached = service.attachments() if service else {}
-        write_claim(dossier, vault, registration, evidence, asked, name, word, attached)
+        write_claim(
+            dossier, vault, registration, evidence, asked, name, word, attached, overwrite=force
+        )
         lines.append(line("dossier", f"{dossier}   Check it with:  earmark report {dossier}"))
     return emit(
         "verify",
@@ -126,9 +135,11 @@ def command(
     )
 
 
-def charged(evidence: Evidence, registration: Registration, suspects: int) -> Evidence:
-    """Return evidence with its commitment named and the number of suspects charged."""
-    tried = dataclasses.replace(evidence.tried, suspects=suspects)
+def charged(
+    evidence: Evidence, registration: Registration, suspects: int, *, keys: int
+) -> Evidence:
+    """Return evidence with its commitment named and the numbers of suspects and keys charged."""
+    tried = dataclasses.replace(evidence.tried, suspects=suspects, keys=keys)
     return dataclasses.replace(evidence, commitment=registration.commitment.commitment, tried=tried)
 
 

@@ -128,7 +128,7 @@ def write(folder: str | Path, contents: Mapping[str, bytes], *, overwrite: bool 
     """
     target = Path(folder)
     require_paths(list(contents), where="The new dossier")
-    _require_room(target, overwrite=overwrite)
+    require_room(target, overwrite=overwrite)
     temporary: Path | None = None
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
@@ -151,7 +151,12 @@ def write(folder: str | Path, contents: Mapping[str, bytes], *, overwrite: bool 
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _require_room(target: Path, *, overwrite: bool) -> None:
+def require_room(target: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that is there already, unless it is a dossier that may be replaced.
+
+    Raises:
+        UsageError: Something is there.
+    """
     if not target.exists() and not target.is_symlink():
         return
     if overwrite and target.is_dir() and (target / MANIFEST).is_file():
