@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "protocol"))
 from world import Party, World, sha
 
 from earmark.hosts.arrays import ArrayHost
-from earmark.hosts.files import write_tensors
+from earmark.hosts.files import FilesHost, write_tensors
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.note import COSIGNATURE, SignerKey, VerifierKey
 from earmark.ledger.service import LogService, Mirror
@@ -71,6 +71,8 @@ def main() -> None:
             witnessed(folder, n)
         claims()
         sandboxed(folder)
+        for width in (128, 1024):
+            voted(folder / f"node-{width}", width)
 
 
 def witnessed(folder: Path, n: int) -> None:
@@ -143,6 +145,78 @@ def sandboxed(folder: Path) -> None:
             scheme="deepwater",
         )
         (folder / "m.safetensors").unlink()
+
+
+def voted(folder: Path, width: int) -> None:
+    """Let one node verify claims from the first to the last step, beside counting alone."""
+    from earmark import files
+    from earmark.policy import Policy
+    from earmark.protocol import community
+    from earmark.protocol.history import genesis_digest
+    from earmark.protocol.node import Node
+    from earmark.protocol.rules import Rules
+
+    card = community.init_node(folder, operator="lab", url="http://127.0.0.1:9")
+    members = (m.Member("lab", card.member),)
+    rules = Rules("example.org/bench", members, Policy.at("trace"), draw_seconds=600)
+    made = community.found(folder, [card], rules)
+    files.write_bytes(folder / community.COMMUNITY, made.canonical())
+    node, owner = Node(folder), Party("owner")
+
+    def tell(cls: type[m.Message], **body: object) -> None:
+        after = genesis_digest(rules.domain)
+        if node.mirror.entries:
+            after = m.checkpoint_digest(node.mirror.entries[-1].checkpoint.body.text)
+        head = {"domain": rules.domain, "sender": owner.public, "nonce": m.fresh_nonce()}
+        message = cls(**head, after=after, **body)  # type: ignore[arg-type]
+        node.append(message.sign(owner.key).encode())
+
+    rng = np.random.default_rng(0)
+    weights = {f"fc{i}.weight": rng.normal(size=(width, width)).astype("f4") for i in range(4)}
+    scheme = DeepWater(weights_per_bit=64)
+    key = scheme.new_key(ArrayHost(weights), secret=bytes(32))
+    opening = key.opening(owner.public)
+    node.step()
+    tell(m.Commit, commitment=opening.commitment(), recovery=None)
+    node.step()
+    node.step()
+    value = node.history.beacon(node.history.commits[opening.commitment()][0])
+    assert value is not None
+    bound = key.bind(value)
+    marked = dict(scheme.stamp(ArrayHost(weights), bound).tensors)
+    models = []
+    for i in range(6):
+        noisy = {name: item + 0.01 * i * item.std() for name, item in marked.items()}
+        write_tensors(folder / f"{i}.safetensors", noisy)
+        models.append(node.blobs.put((folder / f"{i}.safetensors").read_bytes()))
+    about = {"commitment": opening.commitment(), "model": models[0], "beacon": value}
+    tell(m.Publish, files={"m": models[0]}, license="", where="", **about)
+    count = len(models) - 1
+
+    def verified() -> None:
+        for i in range(count):
+            disclosure = node.blobs.put(DisclosureFile.of(bound, (i,)).canonical())
+            tell(
+                m.Claim,
+                opening=opening,
+                suspect=models[1 + i],
+                shards=(i,),
+                disclosure=disclosure,
+                inputs=None,
+            )
+        while sum(item.closed for item in node.resolution().claims) < count:
+            node.step()
+
+    def counted() -> None:
+        for i in range(count):
+            disclosed = DisclosureFile.of(bound, (i,)).disclosure(opening)
+            for model in (models[1 + i], models[0]):
+                scheme.measure(FilesHost(node.blobs.folder / model), disclosed, nonce=sha("n"))
+
+    size = {"parameters": 4 * width * width, "scheme": "deepwater", "questions": 2}
+    measured("count alone, in process", count, counted, **size)
+    measured("verify a claim and vote, one node", count, verified, **size)
+    node.close()
 
 
 def asked(question: Question, job: Job, count: int) -> None:
