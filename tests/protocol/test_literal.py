@@ -1,57 +1,121 @@
-"""The attack that the published protocol admits, and the same attack on ours."""
+"""The attack that the published protocol admits, on a real mark, and the same attack on ours."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 
+import numpy as np
+import pytest
+from town import _run, accuracy, packed, trained
 from world import Party, World
 
-from earmark.protocol.literal import LiteralClaim, LiteralPublish, resolve_literal
+from earmark.hosts.files import FilesHost
+from earmark.keys.stream import KeyStream
+from earmark.protocol.literal import WINDOW, LiteralClaim, LiteralPublish, resolve_literal, stores
 from earmark.records import Outcome
 
-BACKEND, MODEL = b"the owner's private head", b"the owner's model"
-DIGEST = hashlib.sha256(BACKEND).hexdigest()
+OWNER, THIEF = Party("owner"), Party("thief")
+KEY = "ab" * 32
+CODES, GAMMA = 120, 0.7
 
 
-def verify(model, key, backend):
-    return (model, key, backend) == (MODEL, "owner's key", BACKEND)
+def codes(key):
+    """Inputs and labels that follow from a key, as the paper has it: a public generator."""
+    stream = KeyStream(bytes.fromhex(key), "literal/inputs")
+    inputs = np.array([stream.integers(64, 17) for _ in range(CODES)], np.float32) / 16
+    labels = np.array(KeyStream(bytes.fromhex(key), "literal/labels").bits(CODES))
+    return inputs, labels
 
 
-def claim(sender):
-    return LiteralClaim(sender, MODEL, BACKEND)
+def features(weights, inputs):
+    return np.concatenate([_run(weights, inputs)[-2], np.ones((len(inputs), 1))], axis=1)
 
 
-def test_as_published_the_owner_wins_if_nobody_copies():
-    log = [LiteralPublish("owner", "owner's key", 1, DIGEST)]
-    late = LiteralPublish("thief", "owner's key", 0, DIGEST)
-    assert resolve_literal(log, [claim("owner")], [verify] * 3) == "owner"
-    both = [claim("thief"), claim("owner")]
-    assert resolve_literal([*log, late], both, [verify] * 3) == "owner", "order, not its own time"
-    assert resolve_literal(log, [claim("thief")], [verify] * 3) is None
+def verify(model, key, backend, folder):
+    """Algorithm V: the private head reads the key's labels off the model's hidden features."""
+    path = folder / "claimed.safetensors"
+    path.write_bytes(model)
+    host = FilesHost(path)
+    weights = {name: host.tensor(name) for name in host.tensor_names()}
+    inputs, labels = codes(key)
+    head = np.load(io.BytesIO(backend), allow_pickle=False)
+    right = ((features(weights, inputs) @ head > 0) == labels).sum()
+    return bool(right >= GAMMA * CODES)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A trained model, the owner's private head for it, and a client's verification."""
+    folder = tmp_path_factory.mktemp("literal")
+    weights = trained()
+    assert accuracy(weights) > 0.9
+    inputs, labels = codes(KEY)
+    head, *_ = np.linalg.lstsq(features(weights, inputs), 2.0 * labels - 1, rcond=None)
+    file = io.BytesIO()
+    np.save(file, head)
+    backend, model = file.getvalue(), packed(weights, folder, "model")
+    client = lambda *given: verify(*given, folder)  # noqa: E731
+    assert client(model, KEY, backend)
+    assert not client(model, "cd" * 32, backend), "another key is not read"
+    return model, backend, client
+
+
+def publication(backend, time=1000):
+    return LiteralPublish("", KEY, time, hashlib.sha256(backend).hexdigest())
+
+
+def claim(model, backend, party):
+    return LiteralClaim("", model, backend).signed(party.key)
+
+
+def test_as_published_the_owner_wins_if_nobody_copies(world):
+    model, backend, client = world
+    mine = publication(backend).signed(OWNER.key)
+    late = publication(backend, time=990).signed(THIEF.key)
+    assert stores(mine, 1000)
+    assert stores(late, 1000)
+    claims = [claim(model, backend, party) for party in (THIEF, OWNER)]
+    assert resolve_literal([mine], [claims[1]], [client] * 3) == OWNER.public
+    ordered = resolve_literal([mine, late], claims, [client] * 3)
+    assert ordered == OWNER.public, "order decides, not its own time"
+    assert resolve_literal([mine], [claims[0]], [client] * 3) is None
     liars = [lambda *_: False] * 2
-    assert resolve_literal(log, [claim("owner")], [verify, *liars]) is None
+    assert resolve_literal([mine], [claims[1]], [client, *liars]) is None
 
 
-def test_as_published_a_copied_commitment_wins_the_model():
-    log = [
-        LiteralPublish("thief", "owner's key", 1, DIGEST),  # copied from the wire, ordered first
-        LiteralPublish("owner", "owner's key", 0, DIGEST),
-    ]
-    claims = [claim("owner"), claim("thief")]  # the thief opens what the owner has opened
-    assert resolve_literal(log, claims, [verify] * 7) == "thief"
+def test_as_published_signature_and_time_are_checked(world):
+    model, backend, client = world
+    mine = publication(backend).signed(OWNER.key)
+    assert not stores(mine, 1000 + WINDOW + 1)
+    forged = LiteralPublish(OWNER.public, KEY, 1000, mine.backend, b"x" * 64)
+    assert not stores(forged, 1000)
+    stolen = LiteralClaim(OWNER.public, model, backend, b"x" * 64)
+    assert resolve_literal([mine], [stolen], [client] * 3) is None
+
+
+def test_as_published_a_copied_commitment_wins_the_model(world):
+    model, backend, client = world
+    mine = publication(backend).signed(OWNER.key)
+    copied = mine.signed(THIEF.key)  # from the wire: the same text under his own, valid signature
+    assert stores(copied, 1000)
+    log = [copied, mine]  # ordered first
+    claims = [claim(model, backend, OWNER)]
+    claims.append(claim(model, claims[0].backend, THIEF))  # shows what the owner has shown
+    assert resolve_literal(log, claims, [client] * 7) == THIEF.public
 
 
 def test_ours_refuses_the_same_attack():
-    owner, thief, world = Party("owner"), Party("thief"), World()
-    world.commit(owner, sender=thief)  # copied from the wire, ordered first
+    world = World()
+    world.commit(OWNER, sender=THIEF)  # copied from the wire, ordered first
     copied = world.entries[-1]
-    world.commit(owner)
+    world.commit(OWNER)
     world.truth |= {("owner", "M"), ("owner", "S")}
-    world.publish(owner, "M", copied.beacon, sender=thief)
-    world.publish(owner, "M", copied.beacon)
-    mine = world.claim(owner, "S")
+    world.publish(OWNER, "M", copied.beacon, sender=THIEF)
+    world.publish(OWNER, "M", copied.beacon)
+    mine = world.claim(OWNER, "S")
     world.vote(mine)
-    world.claim(owner, "S", sender=thief, shards=(0,))  # opens what the owner has opened
+    world.claim(OWNER, "S", sender=THIEF, shards=(0,))  # opens what the owner has opened
     assert world.result(mine).outcome is Outcome.SHOWN
     assert world.codes() == ["copied-commitment"]
     assert world.resolve().disputes == ()
