@@ -1,4 +1,4 @@
-"""The tables of the protocol: what a node does in a minute, and how the community's scripts ended."""
+"""The tables of the protocol: what a claim costs a node, and how the scripts ended."""
 
 from common import rows_of
 
