@@ -55,6 +55,7 @@ def measure(scheme_name: str, network: str, data: str, *, blocks: int, steps: in
     recipe = Recipe(lr=0.01)
     optimizers = [recipe.make_optimizer(model.parameters()) for model in (plain, marked)]
     key = scheme.new_key(task.host(marked), inputs=inputs)
+    scheme.begin(marked, key, fresh=True)
     stream = [batch for _, batch in zip(range(steps), task.stream("train", 0), strict=False)]
     started = time.perf_counter()
     pairs = []

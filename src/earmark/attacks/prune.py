@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from earmark.attacks import tuning
 from earmark.attacks.base import Attack, Budget
 from earmark.attacks.tracing import groups
-from earmark.attacks.units import BATCH_NORMS, Group
+from earmark.attacks.units import Group
 from earmark.errors import UsageError
+from earmark.hosts.operations import BATCH_NORMS
 
 
 class Masks(tuning.Hook):

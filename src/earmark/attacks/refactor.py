@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from earmark.attacks import tuning
 from earmark.attacks.base import Attack, Budget
 from earmark.attacks.tracing import groups
-from earmark.attacks.units import BATCH_NORMS, Group
+from earmark.attacks.units import Group
 from earmark.errors import HostError
+from earmark.hosts.operations import BATCH_NORMS
 
 _SOURCE = "Equivalent structures, as in DeepEclipse (2024); the implementation is ours."
 

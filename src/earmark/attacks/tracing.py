@@ -8,17 +8,17 @@ tracing. Nothing of the model is changed.
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
 
-from earmark.attacks.units import BATCH_NORMS, CONVS, Group, Stage, Weighted
+from earmark.attacks.units import Group, Stage, Weighted
 from earmark.errors import HostError
+from earmark.hosts import operations
+from earmark.hosts.operations import BATCH_NORMS, CONVS
 
 
 def groups(model: nn.Module) -> list[Group]:
@@ -27,7 +27,7 @@ def groups(model: nn.Module) -> list[Group]:
     Raises:
         HostError: The model has none that can be found.
     """
-    found = [*_traced(model), *_feed_forward(model)]
+    found = [*_Reading(model, operations.traced(model)).groups(), *_feed_forward(model)]
     if not found:
         raise HostError(
             f"No interchangeable units were found in {type(model).__name__}.",
@@ -39,25 +39,13 @@ def groups(model: nn.Module) -> list[Group]:
 
 def _feed_forward(model: nn.Module) -> Iterator[Group]:
     """Yield the inner layers of PyTorch's own transformer layers."""
-    for module in model.modules():
-        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
-            relu = module.activation in (functional.relu, torch.relu) or isinstance(
-                module.activation, nn.ReLU
-            )
-            stage = Stage([module.linear1], [module.linear2], positive=relu, sign=False)
-            size = module.linear1.out_features
-            yield Group(size, [module.linear1], [], [module.linear2], [stage])
-
-
-def _traced(model: nn.Module) -> list[Group]:
-    mode = model.training
-    try:
-        graph = fx.Tracer().trace(model.eval())
-    except Exception:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
-        return []
-    finally:
-        model.train(mode)
-    return _Reading(model, graph).groups()
+    for _, module in operations.inner_layers(model):
+        act = module.activation
+        what = type(act) if isinstance(act, nn.Module) else act
+        relu = operations.rule(what)[0] == "positive"
+        stage = Stage([module.linear1], [module.linear2], positive=relu, sign=False)
+        size = module.linear1.out_features
+        yield Group(size, [module.linear1], [], [module.linear2], [stage])
 
 
 @dataclass(frozen=True)
@@ -105,64 +93,6 @@ class _Sets:
         return flag in self.flags.get(self.find(item), set())
 
 
-_FUNCTIONS: dict[Any, str] = {  # Any: functions, and methods' names
-    functional.relu: "positive",
-    functional.leaky_relu: "positive",
-    torch.relu: "positive",
-    "relu": "positive",
-    functional.dropout: "linear",
-    functional.dropout2d: "linear",
-    "contiguous": "linear",
-    torch.tanh: "odd",
-    functional.tanh: "odd",
-    functional.hardtanh: "odd",
-    functional.softsign: "odd",
-    "tanh": "odd",
-    functional.gelu: "other",
-    functional.silu: "other",
-    functional.sigmoid: "other",
-    functional.elu: "other",
-    functional.relu6: "other",
-    functional.softplus: "other",
-    functional.hardswish: "other",
-    torch.sigmoid: "other",
-    "sigmoid": "other",
-    functional.max_pool1d: "positive pool",
-    functional.max_pool2d: "positive pool",
-    functional.adaptive_max_pool2d: "positive pool",
-    functional.avg_pool1d: "linear pool",
-    functional.avg_pool2d: "linear pool",
-    functional.adaptive_avg_pool1d: "linear pool",
-    functional.adaptive_avg_pool2d: "linear pool",
-}
-
-_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "positive",
-    nn.LeakyReLU: "positive",
-    nn.Identity: "linear",
-    nn.Dropout: "linear",
-    nn.Dropout2d: "linear",
-    nn.Tanh: "odd",
-    nn.Hardtanh: "odd",
-    nn.Softsign: "odd",
-    nn.GELU: "other",
-    nn.SiLU: "other",
-    nn.Sigmoid: "other",
-    nn.ELU: "other",
-    nn.ReLU6: "other",
-    nn.Softplus: "other",
-    nn.Hardswish: "other",
-    nn.Mish: "other",
-    nn.MaxPool1d: "positive pool",
-    nn.MaxPool2d: "positive pool",
-    nn.AdaptiveMaxPool2d: "positive pool",
-    nn.AvgPool1d: "linear pool",
-    nn.AvgPool2d: "linear pool",
-    nn.AdaptiveAvgPool1d: "linear pool",
-    nn.AdaptiveAvgPool2d: "linear pool",
-}
-
-
 class _Reading:
     """Walk a traced graph and collect what is tied to what."""
 
@@ -180,18 +110,10 @@ class _Reading:
 
     def _loose(self, model: nn.Module, graph: fx.Graph) -> set[str]:
         """Return names of modules whose parameters are shared or read directly."""
-        counts = Counter(
-            id(item) for module in model.modules() for item in module.parameters(recurse=False)
-        )
         direct = {
             str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"
         }
-        shared = {
-            name
-            for name, module in self.modules.items()
-            if any(counts[id(item)] > 1 for item in module.parameters(recurse=False))
-        }
-        return shared | (direct - {""})
+        return operations.shared(model) | (direct - {""})
 
     def _new(self, kind: str) -> _Flow:
         return _Flow(self.order.new(), self.scale.new(), kind)
@@ -246,7 +168,7 @@ class _Reading:
         depthwise = isinstance(module, CONVS) and module.groups == module.out_channels
         if (isinstance(module, BATCH_NORMS) and given.kind != "last") or depthwise:
             return self._passenger(name, module, given)
-        return self._pass(node, given, _MODULES.get(type(module), ""))
+        return self._pass(node, given, type(module))
 
     def _weighted(self, name: str, module: Weighted, given: _Flow | None) -> _Flow:
         dense = isinstance(module, nn.Linear)
@@ -294,9 +216,9 @@ class _Reading:
         if one.kind != other.kind:
             self._freeze(one)
 
-    def _pass(self, node: fx.Node, given: _Flow, rule: str) -> _Flow | None:
+    def _pass(self, node: fx.Node, given: _Flow, what: Any) -> _Flow | None:  # Any: as in a rule
         """Pass an operation that acts on each channel by itself."""
-        kind, _, pool = rule.partition(" ")
+        kind, pool = operations.rule(what)
         if not kind or (pool and given.kind != "map") or len(node.all_input_nodes) != 1:
             self._give_up(node)
             return None
@@ -309,26 +231,18 @@ class _Reading:
         target: Any = node.target  # Any: a function, or a method's name
         if target in (operator.add, operator.iadd, torch.add, "add", "add_"):
             return self._add(node)
-        if target in (torch.flatten, "flatten"):
-            ends = [*node.args[1:], *[0, -1][len(node.args) - 1 :]]
-            dims = (node.kwargs.get("start_dim", ends[0]), node.kwargs.get("end_dim", ends[1]))
+        dims = operations.flattening(node)
+        if dims is not None:
             return self._flatten(node, given, dims)
-        if target in ("view", "reshape", torch.reshape):
-            rest = node.args[1:]
-            shape = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
-            flat = len(shape) == 2 and shape[1] == -1
-            return self._flatten(node, given, (1, -1) if flat else (None, None))
         if given is None:
             self._give_up(node)
             return None
-        if target in (torch.mean, "mean") and given.kind == "map":
-            over = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-            spatial = isinstance(over, (tuple, list)) and {int(str(i)) % 4 for i in over} == {2, 3}
-            if spatial and not node.kwargs.get("keepdim", False) and len(node.args) < 3:
-                return replace(given, kind="vector")
+        averaged, kept = operations.spatial_mean(node)
+        if averaged and not kept and given.kind == "map":
+            return replace(given, kind="vector")
         if target in ("size", "dim") or target is getattr:
             return None
-        return self._pass(node, given, _FUNCTIONS.get(target, ""))
+        return self._pass(node, given, target)
 
     def _flatten(
         self, node: fx.Node, given: _Flow | None, dims: tuple[object, object]

@@ -18,8 +18,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from earmark.hosts.operations import BATCH_NORMS, CONVS
+
 Weighted: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 

@@ -8,39 +8,20 @@ What the reading does not know freezes the channels that flow into it: they are 
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional
 
+from earmark.hosts import operations
 from earmark.hosts.channels import Attention, Channels, Layer
+from earmark.hosts.operations import BATCH_NORMS, CONVS
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_POINTWISE: set[Any] = {  # Any: functions, method names and module classes
-    functional.relu, functional.leaky_relu, functional.gelu, functional.silu, functional.sigmoid,
-    functional.elu, functional.relu6, functional.softplus, functional.hardswish, functional.tanh,
-    functional.dropout, functional.dropout2d, functional.hardtanh, functional.softsign,
-    functional.mish, functional.hardsigmoid,
-    torch.relu, torch.tanh, torch.sigmoid, "relu", "tanh", "sigmoid", "contiguous", "relu_",
-    nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.ELU, nn.ReLU6, nn.Softplus, nn.Mish,
-    nn.Hardswish, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign, nn.Dropout, nn.Dropout2d,
-    nn.Identity,
-}  # fmt: skip
-_POOLS: set[Any] = {  # Any: as above
-    functional.max_pool1d, functional.max_pool2d, functional.avg_pool1d, functional.avg_pool2d,
-    functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d,
-    functional.interpolate, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
-}  # fmt: skip
 _ADDS: set[Any] = {  # Any: as above
     operator.add, operator.iadd, operator.mul, operator.imul, operator.sub,
     torch.add, torch.mul, torch.sub, "add", "add_", "mul", "mul_",
 }  # fmt: skip
-_SIGNED = (functional.tanh, torch.tanh, "tanh", nn.Tanh, functional.hardtanh, nn.Hardtanh)
 
 
 def channels(model: nn.Module) -> Channels:
@@ -59,14 +40,7 @@ def channels(model: nn.Module) -> Channels:
         ((4, 2), ((0, 1),))
     """
     reading = _Reading(model)
-    mode = model.training
-    try:
-        graph = fx.Tracer().trace(model.eval())
-    except Exception:  # noqa: BLE001 - tracing runs the model's own code, which may raise anything
-        graph = fx.Graph()
-    finally:
-        model.train(mode)
-    for node in graph.nodes:
+    for node in operations.traced(model).nodes:
         reading.visit(node)
     reading.inner_layers()
     return reading.found(_attention(model))
@@ -121,14 +95,7 @@ class _Reading:
         self.flows: dict[fx.Node, _Flow] = {}
         self.made: dict[str, _Made] = {}
         self.vectors: dict[str, tuple[int, ...]] = {}
-        counts = Counter(
-            id(item) for module in model.modules() for item in module.parameters(recurse=False)
-        )
-        self.shared = {
-            name
-            for name, module in self.modules.items()
-            if any(counts[id(item)] > 1 for item in module.parameters(recurse=False))
-        }
+        self.shared = operations.shared(model)
 
     def new(self, size: int) -> int:
         self.parent.append(len(self.parent))
@@ -183,14 +150,12 @@ class _Reading:
             return self.flatten(first, (module.start_dim, module.end_dim))
         if first is None:
             return None
-        norm = isinstance(module, NORMS) or (
+        norm = isinstance(module, BATCH_NORMS) or (
             isinstance(module, nn.LayerNorm) and first.kind == "vector"
         )
         if norm or (conv and module.groups == module.out_channels == module.in_channels):
             return self.passenger(node, name, module, first)
-        if type(module) in _POOLS and first.kind == "map":
-            return first
-        return self.pointwise(first, type(module))
+        return self.channelwise(first, type(module))
 
     def weighted(self, name: str, module: Any, given: _Flow | None) -> _Flow:  # Any: conv or linear
         size = module.weight.shape[0]
@@ -212,15 +177,16 @@ class _Reading:
                 self.vectors[f"{name}.{key}"] = given.runs
         before = node.all_input_nodes[0]
         only = len(before.users) == 1 and before.op == "call_module"
-        if only and isinstance(module, NORMS) and str(before.target) in self.made:
+        if only and isinstance(module, BATCH_NORMS) and str(before.target) in self.made:
             self.made[str(before.target)].norm = name
         return given
 
-    def pointwise(self, given: _Flow, what: Any) -> _Flow | None:  # Any: function, name or class
-        if what not in _POINTWISE:
+    def channelwise(self, given: _Flow, what: Any) -> _Flow | None:  # Any: function, name or class
+        kind, pool = operations.rule(what)
+        if not kind or (pool and given.kind != "map"):
             self.freeze(given)
             return None
-        if what in _SIGNED:
+        if kind == "odd":
             self.signed |= {self.find(run) for run in given.runs}
         return given
 
@@ -239,24 +205,13 @@ class _Reading:
         if first is None or len(given) != 1:
             self.freeze(*given)
             return None
-        if target in (torch.flatten, "flatten"):
-            ends = [*node.args[1:], *[0, -1][len(node.args) - 1 :]]
-            dims = (node.kwargs.get("start_dim", ends[0]), node.kwargs.get("end_dim", ends[1]))
+        dims = operations.flattening(node)
+        if dims is not None:
             return self.flatten(first, dims)
-        if target in ("view", "reshape", torch.reshape):
-            rest = node.args[1:]
-            shape = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
-            flat = len(shape) == 2 and shape[1] == -1
-            return self.flatten(first, (1, -1) if flat else (None, None))
-        if target in (torch.mean, "mean") and first.kind == "map":
-            over = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-            spatial = isinstance(over, (tuple, list)) and {int(str(i)) % 4 for i in over} == {2, 3}
-            if spatial:
-                keep = bool(node.kwargs.get("keepdim", False)) or len(node.args) > 2
-                return first if keep else _Flow(first.runs, "vector")
-        if target in _POOLS and first.kind == "map":
-            return first
-        return self.pointwise(first, target)
+        averaged, kept = operations.spatial_mean(node)
+        if averaged and first.kind == "map":
+            return first if kept else _Flow(first.runs, "vector")
+        return self.channelwise(first, target)
 
     def add(self, node: fx.Node, given: list[_Flow | None]) -> _Flow | None:
         known = [flow for flow in given if flow is not None]
@@ -282,9 +237,8 @@ class _Reading:
 
     def inner_layers(self) -> None:
         """Add the inner layers of PyTorch's own transformer layers, which are not traced."""
-        for name, module in self.modules.items():
-            kinds = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-            if not isinstance(module, kinds) or f"{name}.linear1" in self.made:
+        for name, module in operations.inner_layers(self.modules[""]):
+            if f"{name}.linear1" in self.made:
                 continue
             inner = self.weighted(f"{name}.linear1", module.linear1, None)
             outer = self.weighted(f"{name}.linear2", module.linear2, inner)

@@ -1,0 +1,265 @@
+"""The tables of Deep Water: claims, the removal battery, innocents, stealth, scale."""
+
+import statistics
+
+from common import rows_of, spread
+
+PARTS = {
+    "scratch": "from scratch",
+    "finetune": "while fine-tuning",
+    "distill": "while distilling",
+    "stamp": "stamped at once",
+    "stamp-settled": "stamped, norms settled",
+}
+ATTACKS = {
+    "prune-layer-0.65": "prune 65 % of each layer",
+    "prune-global-0.65": "prune 65 % of all",
+    "prune-layer-0.8": "prune 80 % of each layer",
+    "prune-global-0.8": "prune 80 % of all",
+    "prune-layer-0.9": "prune 90 % of each layer",
+    "prune-global-0.9": "prune 90 % of all",
+    "int8": "8 bits",
+    "int4": "4 bits",
+    "noise-10": "noise of 10 %",
+    "ftal-double-lr": "fine-tune at twice the rate",
+    "ftal-prune-65": "fine-tune, prune 65 %",
+    "overwrite": "overwrite at margin 8",
+    "overwrite-double": "overwrite at margin 16",
+    "overwrite-five": "overwrite with five keys",
+    "transfer": "transfer to another data set",
+}
+NOTHING = "Nothing was measured yet."
+
+
+def _errors(rows: list[dict]) -> str:
+    found = [1 - row["hits"] / row["trials"] for row in rows]
+    return f"{statistics.median(found):.3f} / {max(found):.3f}"
+
+
+def _bits(rows: list[dict], key: str = "bits") -> str:
+    found = [row[key] for row in rows]
+    return f"{statistics.median(found):,.0f} / {min(found):,.0f}"
+
+
+def _groups(rows: list[dict], *keys: str) -> dict[tuple, list[dict]]:
+    found: dict[tuple, list[dict]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(key, "") for key in keys), []).append(row)
+    return found
+
+
+def _gap(values: list[float]) -> str:
+    """Return the mean with its 95 % interval, or the value alone."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:+.2f}"
+    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.0)
+    return f"{mean:+.2f} ± {quantile * statistics.stdev(values) / len(values) ** 0.5:.2f}"
+
+
+def fidelity() -> str:
+    """Return what embedding costs and leaves, by network, data and situation."""
+    rows = [row for row in rows_of("deepwater") if row["part"] in PARTS]
+    if not rows:
+        return NOTHING
+    lines = [
+        "| network | data | images x epochs | marked | seeds | accuracy "
+        "| marked minus unmarked, points | bit errors, median / worst "
+        "| bits of evidence, median / least |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (network, data, part), found in sorted(
+        _groups(rows, "network", "data", "part").items(),
+        key=lambda item: (*item[0][:2], list(PARTS).index(item[0][2])),
+    ):
+        gaps = [row["accuracy"] - row["twin"] for row in found]
+        lines.append(
+            f"| {network} | {data} | {found[0]['samples']:,} x {found[0]['epochs']} "
+            f"| {PARTS[part]} | {len(found)} "
+            f"| {spread([row['accuracy'] for row in found], 2)} | {_gap(gaps)} "
+            f"| {_errors(found)} | {_bits(found)} |"
+        )
+    return "\n".join(lines)
+
+
+def attacks() -> str:
+    """Return what the abstract's attacks leave of a mark from scratch."""
+    rows = [row for row in rows_of("deepwater") if row["part"] in ("attacks", "transfer")]
+    if not rows:
+        return NOTHING
+    for row in rows:
+        row["kind"] = "transfer" if row["part"] == "transfer" else row["attack"]
+    lines = [
+        "| attack | networks x data | models | accuracy lost, median | bit errors, median / worst "
+        "| bits of evidence, median / least | correlation with the marked weights, least |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups = _groups(rows, "kind")
+    for kind, name in ATTACKS.items():
+        found = groups.get((kind,), [])
+        if not found:
+            continue
+        kinds = {(row["network"], row["data"]) for row in found}
+        lost = [row["clean"] - row["accuracy"] for row in found if "clean" in row]
+        shown = f"{statistics.median(lost):.2f}" if lost else "-"
+        lines.append(
+            f"| {name} | {len(kinds)} | {len(found)} | {shown} | {_errors(found)} "
+            f"| {_bits(found)} | {min(row['correlation'] for row in found):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def histogram() -> str:
+    """Return how far a mark moves what a histogram shows, beside what another seed moves it."""
+    rows = [row for row in rows_of("deepwater") if row["part"] == "scratch"]
+    if not rows:
+        return NOTHING
+    lines = [
+        "| network | data | pair | models | std ratio | filter-mean ratio, most "
+        "| KS distance, most |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (network, data), found in sorted(_groups(rows, "network", "data").items()):
+        for key, name in (("stealth", "marked, unmarked"), ("two_seeds", "two unmarked seeds")):
+            values = [row[key] for row in found]
+            least = min(value["std_ratio_least"] for value in values)
+            most = max(value["std_ratio_most"] for value in values)
+            lines.append(
+                f"| {network} | {data} | {name} | {len(values)} | {least:.3f} to {most:.3f} "
+                f"| {max(v['filter_mean_ratio_most'] for v in values):.2f} "
+                f"| {max(v['ks_most'] for v in values):.4f} |"
+            )
+    return "\n".join(lines)
+
+
+def stealth() -> str:
+    """Return how well classifiers tell groups of networks apart."""
+    rows = rows_of("deepwater_stealth")
+    if not rows:
+        return NOTHING
+    names = {
+        "same-recipe": "unmarked, unmarked",
+        "other-recipe": "unmarked, unmarked but one epoch longer",
+        "scratch": "unmarked, marked from scratch",
+        "stamp": "unmarked, stamped",
+        "finetune": "fine-tuned, marked while fine-tuning",
+        "distill": "distilled, marked while distilling",
+    }
+    lines = [
+        "| two groups | settings | models each | accuracy | logistic AUC | forest AUC |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: list(names).index(row["kind"])):
+        low, high = row["auc_logistic_interval"], row["auc_forest_interval"]
+        settings = ", ".join(f"{k} {v}" for k, v in row["settings"].items()) or "default"
+        lines.append(
+            f"| {names[row['kind']]} | {settings} | {row['shadows']} "
+            f"| {row['accuracy_clean']:.2f}, {row['accuracy_other']:.2f} "
+            f"| {row['auc_logistic']:.2f} ({low[0]:.2f} to {low[1]:.2f}) "
+            f"| {row['auc_forest']:.2f} ({high[0]:.2f} to {high[1]:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def column() -> str:
+    """Return the removal battery: as the file stands, and aligned."""
+    rows = [row for row in rows_of("deepwater_column") if row["row"] != "null"]
+    if not rows:
+        return NOTHING
+    lines = [
+        "| row | attack | network | models | accuracy, median "
+        "| as the file stands: bit errors, worst; bits, least "
+        "| aligned: bit errors, median / worst | aligned: bits, median / least |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        row["attack"] = row["attack"].split(" #")[0]
+    order = sorted(
+        _groups(rows, "row", "attack", "network").items(),
+        key=lambda item: (item[0][2], int(item[0][0][1:]), item[0][1]),
+    )
+    for (number, attack, network), found in order:
+        if "refused" in found[0]:
+            lines.append(f"| {number} | {attack} | {network} | {len(found)} | does not apply |||||")
+            continue
+        raw = [row for row in found if "raw_bits" in row]
+        aligned = [row for row in found if "bits" in row]
+        stands = (
+            f"{max(1 - r['raw_hits'] / r['raw_trials'] for r in raw):.3f}; "
+            f"{min(r['raw_bits'] for r in raw):,.0f}"
+            if raw
+            else "cannot be read"
+        )
+        both = (_errors(aligned), _bits(aligned)) if aligned else ("cannot be aligned", "-")
+        accuracy = statistics.median(row["accuracy"] for row in found)
+        lines.append(
+            f"| {number} | {attack} | {network} | {len(found)} | {accuracy:.1f} | {stands} "
+            f"| {both[0]} | {both[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def innocents() -> str:
+    """Return what aligned innocents show: to the release, a decoy, the start, and naively."""
+    rows = [row for row in rows_of("deepwater_column") if row["row"] == "null" and "naive_z" in row]
+    if not rows:
+        return NOTHING
+    names = {
+        "": "the release, carrier projected out and whitened",
+        "decoy_": "the same, read with a decoy key",
+        "start_": "the planted start, carrier projected out and whitened",
+        "naive_": "the release as it is (control: must fail)",
+    }
+    lines = [
+        "| suspects | aligned to | pairs | mean bit error rate "
+        "| standard score: mean (error, by reference) | most | bits of evidence, most |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in ("other start", "same start"):
+        found = [row for row in rows if ("same start" in row["attack"]) == (kind == "same start")]
+        for key, name in names.items():
+            z = [row[f"{key}z"] for row in found]
+            means = [
+                statistics.mean(row[f"{key}z"] for row in part)
+                for part in _groups(found, "cell").values()
+            ]
+            error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else 0.0
+            rate = 1 - statistics.mean(row[f"{key}hits"] / row["trials"] for row in found)
+            lines.append(
+                f"| {kind} | {name} | {len(found)} | {rate:.3f} | {statistics.mean(z):+.2f} "
+                f"({error:.2f}) | {max(z):.2f} | {max(row[f'{key}bits'] for row in found):.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def scale() -> str:
+    """Return the figures of the largest checkpoint."""
+    rows = rows_of("deepwater_scale")
+    if not rows:
+        return NOTHING
+    lines = [
+        "| parameters | bits of message | stamp: CPU s, peak MiB | verify: peak MiB "
+        "| verify over read, wall | verify over read, CPU | verify over read and SHA-256, CPU "
+        "| bits: marked, unmarked | load |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['write_parameters']:,} | {row['verify_hits']:,} of {row['verify_trials']:,} "
+        f"| {row['stamp_cpu_seconds']:.0f}, {row['stamp_peak_mib']} | {row['verify_peak_mib']} "
+        f"| {row['ratio_median']:.2f} | {row['cpu_ratio_median']:.2f} "
+        f"| {row['hash_ratio_median']:.2f} "
+        f"| {row['verify_bits']:,.0f}, {row['null_verify_bits']:.1f} | {row['load']:.0f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+TABLES = {
+    "deepwater-fidelity": fidelity,
+    "deepwater-attacks": attacks,
+    "deepwater-histogram": histogram,
+    "deepwater-stealth": stealth,
+    "deepwater-column": column,
+    "deepwater-innocents": innocents,
+    "deepwater-scale": scale,
+}
