@@ -68,6 +68,22 @@ def test_it_counts_what_is_there(job):
     assert plain.hits < 55
 
 
+def test_the_sandbox_runs_this_very_package(job, tmp_path, monkeypatch):
+    """Not another one that happens to be installed: here a copy that counts nothing."""
+    import shutil
+
+    import earmark
+
+    copy = tmp_path / "earmark"
+    shutil.copytree(Path(earmark.__file__).parent, copy)
+    (copy / "protocol" / "sandbox.py").write_text("def main():\n    print('{}')\n    return 0\n")
+    monkeypatch.setattr(earmark, "__file__", str(copy / "__init__.py"))
+    assert verifier.run(job) == {}
+    code = verifier.code_digest.__wrapped__()
+    monkeypatch.undo()
+    assert code != verifier.code_digest.__wrapped__()
+
+
 def test_a_model_without_the_carrier_is_unmeasured(job, tmp_path):
     write_tensors(tmp_path / "other.safetensors", {"w": np.ones((64, 64), np.float32)})
     found = verifier.ask(QUESTION, replace(job, suspect=str(tmp_path / "other.safetensors")))

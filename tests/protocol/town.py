@@ -185,7 +185,7 @@ class Town:
             for i, port in enumerate(ports(count))
         ]
         members = tuple(m.Member(card.operator, card.member) for card in cards)
-        settings = {"draw_seconds": 30, "verifiers": (code_digest(),), **settings}
+        settings = {"draw_seconds": 60, "verifiers": (code_digest(),), **settings}
         rules = Rules("example.org/town", members, Policy.at("trace"), **settings)
         self.community = c.found(self.folder / "n0", cards, rules)
         for i in range(count):

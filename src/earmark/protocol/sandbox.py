@@ -1,4 +1,4 @@
-"""The process in which a node measures strangers' files; run as ``python -m``, fed on stdin.
+"""The process in which a node measures strangers' files; started by `verifier`, fed on stdin.
 
 Nothing of the claimant's is executed: weights are safetensors, the key is JSON, the scheme is the
 node's own installed one, and a model class, where a scheme needs one, comes from a task file that
@@ -159,7 +159,3 @@ def main() -> int:
         answer = {"error": type(error).__name__, "message": str(error)[:500]}
     sys.stdout.write(json.dumps(answer))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

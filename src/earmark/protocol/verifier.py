@@ -21,6 +21,13 @@ from earmark.protocol.sandbox import Job
 from earmark.protocol.voting import Question
 
 _MAX_ANSWER = 1 << 16
+_PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from earmark.protocol.sandbox import main
+sys.exit(main())
+"""
+"""Runs the sandbox of this very package, whatever else is installed: what `code_digest` names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,7 @@ def run(job: Job) -> dict[str, object]:
     }
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     threads = dict.fromkeys(names, "1")
-    command = [sys.executable, "-I", "-B", "-m", "earmark.protocol.sandbox"]
+    command = [sys.executable, "-I", "-B", "-c", _PROGRAM, str(Path(earmark.__file__).parents[1])]
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(  # noqa: S603 - our own module, fixed arguments
