@@ -316,9 +316,9 @@ def run(args: argparse.Namespace) -> None:
             "seed": seed,
             "epochs": dict(cell.task.recipe)["epochs"],
         }
-        done = {identity(row) for row in read(args.rows)}
 
         def missing(attack: str) -> bool:
+            done = {identity(row) for row in read(args.rows)}
             return identity(base | {"attack": attack}) not in done  # noqa: B023 - used at once
 
         for attack, made in (("none", "marked"), ("twin", "twin")):

@@ -1,13 +1,14 @@
 """Is the refitting judge exact? Models without the mark, many keys, the whole measurement.
 
     python benchmarks/mtlsign_nulls.py
+    python benchmarks/mtlsign_nulls.py --keys 0
 
 S1: eight independent models, 500 keys each. S2: hostile models: the same initialization as a marked
 one, trained on the triggers themselves, trained far too long, fine-tuned from a model that bears
 another key on the same triggers, pruned to a tenth, absurd weights, a constant answer. Each key is
 measured as a claim is: features, ordering by a nonce, refit, count. The hits of a model's keys are
-compared with the exact binomial law; S6: the shards of each key feed an e-value that an adversary
-stops when it stands highest.
+compared with the exact binomial law, and so are 20,000 draws of labels on the same features. S6:
+the parts of each key feed an e-value that an adversary stops when it stands highest.
 """
 
 from __future__ import annotations
@@ -140,8 +141,34 @@ def fit(hits: np.ndarray, trials: int) -> float:
     return float(chisquare(seen, law * len(hits)).pvalue)
 
 
+def by_keys(host: Any, key: Key, name: str, count: int) -> dict[str, Any]:
+    """Measure a null with many keys, each as a claim is; return figures."""
+    hits, bits, highest = [], [], []
+    for index in range(count):
+        other = Key.generate(key.layout, secret=secret("null", index), inputs=key.inputs)
+        evidence = SCHEME.measure(host, other, nonce=secret("nonce", name, index).hex())
+        hits.append(evidence.hits)
+        bits.append(-log2_p(evidence))
+        betting = BettingEValue(HALF)
+        for right, asked in evidence.details["hits and trials by direction"].values():
+            betting.add(right, asked)
+        highest.append(betting.bits())
+    found, trials = np.array(hits), evidence.trials
+    error = 0.5 * math.sqrt(trials * len(found))
+    return {
+        "trials": trials,
+        "rate": round(float(found.mean()) / trials, 5),
+        "standard_errors": round(float(found.sum() - trials * len(found) / 2) / error, 2),
+        "fit_p": round(fit(found, trials), 4),
+        "bits_most": round(max(bits), 2),
+        "share_at_5_bits": round(float(np.mean(np.array(bits) >= 5)), 5),
+        "e_bits_most": round(max(highest), 2),
+        "share_e_at_3_bits": round(float(np.mean(np.array(highest) >= 3)), 5),
+    }
+
+
 def run(args: argparse.Namespace) -> None:
-    """Measure each null with many keys."""
+    """Measure each null with many keys, or with many draws of labels on the same features."""
     task = image_task("small-cnn", load("digits"), batch=64, recipe={"epochs": 4, "lr": 0.05})
     stream = list(task.stream("train", 0))
     pool = batches.join(stream[len(stream) // 2 :])
@@ -153,44 +180,21 @@ def run(args: argparse.Namespace) -> None:
         start = time.process_time()
         host = task.host(make())
         host.batch_size = 128
-        hits, bits, highest = [], [], []
-        for index in range(args.keys):
-            other = Key.generate(key.layout, secret=secret("null", index), inputs=key.inputs)
-            evidence = SCHEME.measure(host, other, nonce=secret("nonce", name, index).hex())
-            hits.append(evidence.hits)
-            bits.append(-log2_p(evidence))
-            betting = BettingEValue(HALF)
-            for right, asked in evidence.details["hits and trials by direction"].values():
-                betting.add(right, asked)
-            highest.append(betting.bits())
-        found, trials = np.array(hits), evidence.trials
-        rate, law = drawn(host.features(key.inputs, key.layout.carrier), len(name))
-        error = 0.5 * math.sqrt(trials * len(found))
-        row: dict[str, Any] = {
-            "scheme": "mtlsign",
-            "attack": "null",
-            "null": name,
-            "keys": args.keys,
-            "trials": trials,
-            "rate": round(float(found.mean()) / trials, 5),
-            "standard_errors": round(float(found.sum() - trials * len(found) / 2) / error, 2),
-            "fit_p": round(fit(found, trials), 4),
-            "rate_of_20000_draws": round(rate, 5),
-            "fit_p_of_20000_draws": round(law, 4),
-            "bits_most": round(max(bits), 2),
-            "share_at_5_bits": round(float(np.mean(np.array(bits) >= 5)), 5),
-            "e_bits_most": round(max(highest), 2),
-            "share_e_at_3_bits": round(float(np.mean(np.array(highest) >= 3)), 5),
-            "seconds": round(time.process_time() - start, 1),
-        }
+        if args.keys:
+            figures = by_keys(host, key, name, args.keys)
+        else:
+            rate, law = drawn(host.features(key.inputs, key.layout.carrier), len(name))
+            figures = {"draws": 20_000, "rate": round(rate, 5), "fit_p": round(law, 4)}
+        row = {"scheme": "mtlsign", "attack": "null", "null": name, "keys": args.keys} | figures
+        row["seconds"] = round(time.process_time() - start, 1)
         write(ROWS, row | versions())
-        print(json.dumps({k: row[k] for k in ("null", "rate", "fit_p", "bits_most")}))
+        print(json.dumps(figures))
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--keys", type=int, default=500)
+    parser.add_argument("--keys", type=int, default=500, help="0: draws of labels alone")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[])
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -215,7 +215,7 @@ def ambiguity_3(world: World) -> Found:
     codes = {paper.mapped(number, key.layout).numpy().tobytes() for number in range(4000)}
     valid = sum(image.numpy().tobytes() in codes for image in made)
     figures = {"fresh head": accepted, "asked": paper.threshold(key.layout)}
-    figures |= {"fresh head has the committed hash": forged.layout.inputs == start.layout.inputs}
+    figures |= {"fresh head has the committed hash": forged.layout.inputs == key.layout.inputs}
     return figures | {"crafted inputs that are codes": valid}, valid == 0
 
 

@@ -1,0 +1,256 @@
+"""Tables of MTL-Sign's rows: attacks, nulls, detection, kinds, cost, and the papers' own tables."""
+
+import json
+import statistics
+from collections.abc import Callable
+
+from common import rows_of, spread
+
+ASKED: dict[str, str] = {
+    "none": "128",
+    "ftal": "200",
+    "ftal-lr.1": "64",
+    "rtll": "128",
+    "rtal": "128",
+    "prune-65": "128",
+    "prune-80": "128",
+    "channels-30": "64",
+    "int8": "as released",
+    "int4": "128",
+    "noise-10": "as released",
+    "permute-scale": "as released",
+    "dummies": "as released",
+    "obfuscate": "as released",
+    "overwrite": "128",
+    "erase-half": "64",
+    "scramble-noise-10": "64",
+    "scramble-own-10": "64",
+    "collapse-3": "64",
+    "collapse-30": "64",
+    "collapse-everywhere": "64",
+    "distill-features": "64",
+    "distill": "not claimed",
+    "scratch": "none",
+    "twin": "none",
+}
+
+
+def _label(row: dict) -> str:
+    settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
+    size = f"{row['images']:,} images, {row['epochs']} epochs"
+    return f"{row['network']}, {row['data']}, {size}; {settings}"
+
+
+def _bits(row: dict) -> float:
+    return row.get("kept_bits", row["bits"])
+
+
+def _attacks(rows: list[dict]) -> list[str]:
+    released = {row["seed"]: row["utility"] for row in rows if row["attack"] == "none"}
+    twins = {row["seed"]: row["utility"] for row in rows if row["attack"] == "twin"}
+    lines = [
+        "| attack | seeds | accuracy against the release | bits, worst | bits, median | asked |",
+        "|---|---|---|---|---|---|",
+    ]
+    known = [name for name in ASKED if any(row["attack"] == name for row in rows)]
+    more = sorted({row["attack"] for row in rows} - set(ASKED) - {"cost"})
+    for name in known + more:
+        some = [row for row in rows if row["attack"] == name and row["seed"] in released]
+        fine = [row for row in some if "bits" in row]
+        if not fine:
+            continue
+        change = spread([row["utility"] - released[row["seed"]] for row in fine], 2)
+        bits = [_bits(row) for row in fine]
+        lines.append(
+            f"| {name} | {len(fine)} | {change} | {min(bits):,.0f} | "
+            f"{statistics.median(bits):,.0f} | {ASKED.get(name, '')} |"
+        )
+    both = sorted(set(released) & set(twins))
+    if both:
+        cost = spread([released[seed] - twins[seed] for seed in both], 2)
+        shards = [row["least_shard_bits"] for row in rows if "least_shard_bits" in row]
+        lines += [
+            "",
+            f"Release minus unmarked twin, same seed and schedule: {cost} points. Weakest shard "
+            f"alone: {min(shards):,.0f} bits.",
+        ]
+    return lines
+
+
+def attacks() -> str:
+    """Return a table for each network, data set and choice of settings."""
+    rows = [row for row in rows_of("mtlsign") if row["attack"] != "cost"]
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(_label(row), []).append(row)
+    parts = []
+    for label, some in sorted(groups.items(), key=lambda item: -len(item[1])):
+        parts += [f"**{label}**", "", *_attacks(some), ""]
+    return "\n".join(parts).rstrip() or "Not measured yet."
+
+
+def cost() -> str:
+    """Return the table of step and verification costs."""
+    lines = [
+        "| network | settings | step with the mark / without | verification / (pass + refit) |",
+        "|---|---|---|---|",
+    ]
+    for row in rows_of("mtlsign"):
+        if row["attack"] == "cost":
+            settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
+            lines.append(
+                f"| {row['network']} | {settings} | {row['step_ratio']:.3f} | "
+                f"{row['verification_ratio']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def nulls() -> str:
+    """Return the table of nulls: keys through the whole measurement, and draws of labels."""
+    rows = rows_of("mtlsign_nulls")
+    drawn = {row["null"]: row for row in rows if not row["keys"]}
+    lines = [
+        "| model | keys | rate of hits | standard errors off | fit, p | most bits | most e-bits | "
+        "fit of 20,000 draws, p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["keys"]:
+            draws = drawn.get(row["null"])
+            last = f"{draws['fit_p']:.3f}" if draws else "-"
+            lines.append(
+                f"| {row['null']} | {row['keys']} | {row['rate']:.4f} | "
+                f"{row['standard_errors']:+.2f} | {row['fit_p']:.3f} | {row['bits_most']:.1f} | "
+                f"{row['e_bits_most']:.1f} | {last} |"
+            )
+    return "\n".join(lines)
+
+
+def stealth() -> str:
+    """Return the table of detection tests."""
+    lines = [
+        "| network | settings | models | accuracy clean / marked | weight variance | clusters | "
+        "logistic | forest |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows_of("mtlsign_stealth"):
+        settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
+        tests = [
+            f"{row[f'auc_{t}']:.2f} (to {row[f'auc_{t}_interval'][1]:.2f})"
+            for t in ("variance", "clusters", "meta_logistic", "meta_forest")
+        ]
+        lines.append(
+            f"| {row['network']}, {row['data']} | {settings} | {row['shadows']} | "
+            f"{row['utility_clean']:.2f} / {row['utility_marked']:.2f} | {' | '.join(tests)} |"
+        )
+    return "\n".join(lines)
+
+
+def kinds() -> str:
+    """Return the table of kinds of network."""
+    rows = rows_of("mtlsign_kinds")
+    lines = [
+        "| kind | seeds | utility without the mark | with it | bits | fine-tuned | pruned 65 % | "
+        "unmarked |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for kind in dict.fromkeys(row["network"] for row in rows):
+        some = [row for row in rows if row["network"] == kind]
+        marked = [row for row in some if row["attack"] == "none"]
+        bits = [
+            spread([row["bits"] for row in some if row["attack"] == attack], 0)
+            for attack in ("none", "finetune", "prune-65", "twin")
+            if any(row["attack"] == attack for row in some)
+        ]
+        lines.append(
+            f"| {kind} | {len(marked)} | {spread([r['utility_twin'] for r in marked], 2)} | "
+            f"{spread([r['utility'] for r in marked], 2)} | {' | '.join(bits)} |"
+        )
+    return "\n".join(lines)
+
+
+def _group(table: str, *names: str) -> dict[tuple, list[dict]]:
+    found: dict[tuple, list[dict]] = {}
+    for row in rows_of("mtlsign_paper"):
+        if row["table"] == table:
+            found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
+
+
+def paper() -> str:
+    """Return the published scheme's tables: ablation, foreign keys, overwriting, forged heads."""
+    lines = [
+        "Right answers of 600; 420 are asked for.",
+        "",
+        "| data | regularizers | accuracy clean / marked | right | fine-tuned | fine-pruned |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = {"none": "none", "func": "R_func", "da": "R_DA", "func+da": "both", "frozen": "frozen"}
+    for (data, mode), some in _group("ablation", "data", "mode").items():
+        both = [spread([r[f"utility, {k}"] for r in some], 2) for k in ("clean", "none")]
+        right = [
+            spread([r[f"right, {k}"] for r in some], 0)
+            for k in ("none", "fine-tuned", "fine-pruned")
+        ]
+        lines.append(f"| {data} | {names[mode]} | {' / '.join(both)} | {' | '.join(right)} |")
+    lines += [
+        "",
+        "| data | foreign keys | mean rate | deviation | least to most | accepted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (data,), some in _group("foreign", "data").items():
+        for r in some:
+            lines.append(
+                f"| {data} | {r['count']:,} | {r['rate_mean']:.4f} | {r['rate_deviation']:.4f} | "
+                f"{r['rate_least']:.3f} to {r['rate_most']:.3f} | {r['accepted']} |"
+            )
+    lines += [
+        "",
+        "| data | rounds of overwriting | owner's right answers | thief's | accuracy |",
+        "|---|---|---|---|---|",
+    ]
+    for (data,), some in _group("overwrite", "data").items():
+        for r in some:
+            steps = zip(
+                [0, *r["overwriting_rounds"]],
+                r["right, owner"],
+                [None, *r["right, thief"]],
+                r["utility"],
+                strict=True,
+            )
+            lines += [f"| {data} | {n} | {own} | {his or '-'} | {u} |" for n, own, his, u in steps]
+    lines += [
+        "",
+        "| data | head fitted afterwards: right | accepted | refitting judge: hits | bits |",
+        "|---|---|---|---|---|",
+    ]
+    for (data,), some in _group("forge", "data").items():
+        for r in some:
+            lines.append(
+                f"| {data} | {r['right, published']} | {'yes' if r['published_accepts'] else 'no'} "
+                f"| {r['right, refit']} of {r['trials, refit']} | {r['bits, refit']} |"
+            )
+    return "\n".join(lines)
+
+
+def requirements() -> str:
+    """Return the formal requirements, measured."""
+    lines = ["| requirement | seed | holds | figures |", "|---|---|---|---|"]
+    for row in rows_of("mtlsign_requirements"):
+        figures = "; ".join(f"{k} {json.dumps(v)}" for k, v in row["figures"].items())
+        lines.append(
+            f"| {row['requirement']} | {row['seed']} | {'yes' if row['holds'] else '**no**'} | "
+            f"{figures} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "mtlsign-attacks": attacks,
+    "mtlsign-cost": cost,
+    "mtlsign-nulls": nulls,
+    "mtlsign-stealth": stealth,
+    "mtlsign-kinds": kinds,
+    "mtlsign-paper": paper,
+    "mtlsign-requirements": requirements,
+}
