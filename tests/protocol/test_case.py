@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from village import Village, Wire
@@ -72,6 +74,31 @@ def test_it_proves_the_verdict_from_files_alone(case, party):
 def test_it_packs_into_one_file(case, tmp_path):
     archive.pack(case, tmp_path / "case.zip")
     assert check_case(tmp_path / "case.zip")[0].outcome is Outcome.SHOWN
+
+
+def test_it_can_be_written_as_one_file(party, tmp_path):
+    claim = party.resolution().claims[0].claim
+    write_case(party, claim, tmp_path / "case.zip")
+    assert check_case(tmp_path / "case.zip")[0].outcome is Outcome.NOT_SHOWN
+    with pytest.raises(UsageError):
+        write_case(party, claim, tmp_path / "case.zip")
+
+
+def test_the_court_side_alone_checks_it(case, party):
+    """No NumPy, no torch, no web framework, and no network: sockets are taken away."""
+    program = """
+import socket, sys
+for name in ("numpy", "torch", "scipy", "fastapi", "uvicorn", "safetensors", "psycopg", "web3"):
+    sys.modules[name] = None
+def refuse(*_): raise OSError("no network here")
+socket.socket.connect = refuse
+from earmark.cli.main import run
+sys.exit(run(["claim", "check", sys.argv[1], "--digest", sys.argv[2]]))
+"""
+    command = [sys.executable, "-c", program, str(case), party.community.digest()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "verified" in done.stdout
 
 
 def test_the_command_line_checks_it(case, party, capsys):

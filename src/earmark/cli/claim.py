@@ -217,7 +217,9 @@ def status(*, name: str, community_path: Path, as_json: bool) -> int:
 
 @command.command("dossier", epilog="Example:  earmark claim dossier 3f0a91c2 -o case")
 @click.argument("name")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder, or FILE.zip."
+)
 @click.option("--models", is_flag=True, help="Add the suspect and the release.")
 @click.option("--force", is_flag=True, help="Replace a dossier that lies there.")
 @community_option
@@ -225,7 +227,7 @@ def status(*, name: str, community_path: Path, as_json: bool) -> int:
 def dossier(
     *, name: str, output: Path, models: bool, force: bool, community_path: Path, as_json: bool
 ) -> int:
-    """Write the folder that proves offline what became of the claim NAME."""
+    """Write the folder, or file, that proves offline what became of the claim NAME."""
     from earmark.protocol.case import write_case
     from earmark.protocol.party import Party
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from earmark import codec
+from earmark import codec, files
 from earmark.errors import DossierError, EarmarkError, UsageError
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.service import Mirror, Row
@@ -91,7 +91,7 @@ def write_case(
     Args:
         party: Somebody who reads the log.
         claim: Digest of the claim's envelope.
-        path: The folder to make.
+        path: The folder to make; one packed file instead if the name ends with ``.zip``.
         models: Add the suspect and the release, so that they can be measured again.
         overwrite: Replace a dossier that lies there.
 
@@ -110,7 +110,10 @@ def write_case(
     evidence = {digest: party.client.blob(digest) for digest in sorted(wanted)}
     contents = case_files(party.community, party.rows(), claim, evidence)
     result, _ = check_case_files(contents, party.community.digest())
-    archive.write(path, contents, overwrite=overwrite)
+    if Path(path).suffix == ".zip":
+        files.write_bytes(path, archive.encode(contents), overwrite=overwrite)
+    else:
+        archive.write(path, contents, overwrite=overwrite)
     return result
 
 
