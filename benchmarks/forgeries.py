@@ -24,6 +24,7 @@ from earmark.bench.forgeries import stage_of
 from earmark.bench.zoo import image_task
 from earmark.training import train
 
+SETTINGS = {"sign-fit": {"carrier": ("conv2.weight",), "per_bit": 48}}
 ROWS = Path(__file__).parent / "rows" / "forgeries.jsonl"
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     stage = stage_of(task, models[0], tuple(models[1:]))
     for name in names:
         cls, start = registry.load("forgery", name), time.process_time()
-        found = cls().run(stage, tries=args.tries, seed=args.seed)
+        found = cls(**SETTINGS.get(name, {})).run(stage, tries=args.tries, seed=args.seed)
         row = {
             **asdict(found),
             "best": round(found.best, 2),

@@ -58,18 +58,28 @@ def _cell(rows: list[dict]) -> str:
     return f"{text}, {shown} of {len(good)}" if lost <= WIDE else f"({text})"
 
 
+def _order(groups: Groups) -> list[str]:
+    """Return the attacks in the order in which most systems ran them, none first."""
+    places: dict[str, list[int]] = {}
+    runs: dict[tuple[str, int], int] = {}
+    for (system, attack), rows in groups.items():
+        for row in rows:
+            run = (system, row["seed"])
+            places.setdefault(attack, []).append(runs.get(run, 0))
+            runs[run] = runs.get(run, 0) + 1
+    return sorted(places, key=lambda name: (name != "none", statistics.median(places[name])))
+
+
 def _matrix(data: str, systems: Sequence[str], *, least: int = 1) -> str:
     groups = _groups(data, systems)
     systems = [name for name in systems if any(key[0] == name for key in groups)]
-    attacks = list(dict.fromkeys(row["attack"] for row in rows_of("comparison")
-                                 if row["data"] == data and row["system"] in systems))  # fmt: skip
     if not systems:
         return NOTHING
     lines = [
         "| attack | points lost | " + " | ".join(SHORT.get(name, name) for name in systems) + " |",
         "|" + "---|" * (len(systems) + 2),
     ]
-    for attack in attacks:
+    for attack in _order(groups):
         cells = [groups.get((name, attack), []) for name in systems]
         if max(len(rows) for rows in cells) < least:
             continue
@@ -105,7 +115,7 @@ def _summary_line(groups: Groups, system: str) -> str | None:
     kept = [(a, rows) for a, rows in attacks if statistics.median(map(_lost, rows)) <= WIDE]
     removing = [(a, rows) for a, rows in kept if _removes(rows, WIDE)]
     cost = {a: statistics.median(row["cost"] or 0.0 for row in rows) for a, rows in removing}
-    tight = sum(_removes(rows, TIGHT) for _, rows in kept)
+    tight = str(sum(_removes(rows, TIGHT) for _, rows in kept))
     bits = spread([_bits(row) for row in bare], 0)
     utility = spread([row["utility"] for row in bare], 1)
     seeds = len({row["seed"] for row in bare})
@@ -115,9 +125,12 @@ def _summary_line(groups: Groups, system: str) -> str | None:
         said = f"{first[0]}: {lost:.1f} points, {100 * cost[first[0]]:.1f} % of a training"
     else:
         said = "none of these"
+    stands = f"{len(kept) - len(removing)} of {len(kept)}"
+    if statistics.median(_bits(row) for row in bare) < SHOWN:
+        stands, tight, said = "none to survive", "", "has fewer bits than 64 before any attack"
     return (
         f"| {SHORT.get(system, system)} | {seeds} | {bits} | {utility} | "
-        f"{len(kept) - len(removing)} of {len(kept)} | {tight} | {said} |"
+        f"{stands} | {tight} | {said} |"
     )
 
 
@@ -157,7 +170,8 @@ def sentences() -> str:
             for attack, rows in _attacks(groups, system)
             if _removes(rows, WIDE)
         ]
-        if not removing:
+        bare = [_bits(row) for row in groups.get((system, "none"), [])]
+        if not removing or not bare or statistics.median(bare) < SHOWN:
             continue
         removing.sort(key=lambda item: item[0])
         parts = [
