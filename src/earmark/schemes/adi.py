@@ -25,7 +25,7 @@ class Adi(DeepSignsBlackBox):
     """Abstract inputs with drawn labels.
 
     Fields are those of :class:`earmark.schemes.deepsigns_blackbox.DeepSignsBlackBox`; `blend`,
-    `margin` and `noise` play no part.
+    `grain`, `margin` and `noise` play no part.
 
     Source:
         Adi, Baum, Cisse, Pinkas and Keshet 2018 (USENIX Security). Changed: the abstract pictures
@@ -48,6 +48,7 @@ class Adi(DeepSignsBlackBox):
     name: ClassVar[str] = "adi"
     summary: ClassVar[str] = "abstract inputs with random labels (backdoor baseline)"
 
+    weight: float = 1.0
     noise: float = 0.0
     plain: bool = True
 

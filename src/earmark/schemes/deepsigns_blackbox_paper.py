@@ -79,7 +79,7 @@ class DeepSignsBlackBoxPaper(DeepSignsBlackBox):
         noise_kind: "uniform" over the samples' range, or "normal" with their mean and spread.
 
     Further fields are those of :class:`earmark.schemes.deepsigns_blackbox.DeepSignsBlackBox`;
-    `blend` plays no part, and there is no margin to speak of.
+    `blend` and `grain` play no part, and there is no margin to speak of.
 
     Source:
         Rouhani, Chen and Koushanfar 2019 (ASPLOS), algorithms 2 and 4. Changed: no rejection of
@@ -102,6 +102,7 @@ class DeepSignsBlackBoxPaper(DeepSignsBlackBox):
     count: int = 20
     oversample: int = 20
     noise_kind: str = "uniform"
+    weight: float = 1.0
     margin: float = 1.0
     noise: float = 0.0
     shards: int = 1
