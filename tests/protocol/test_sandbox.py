@@ -90,6 +90,76 @@ def test_a_model_without_the_carrier_is_unmeasured(job, tmp_path):
     assert (found.hits, found.trials) == (0, 0)
 
 
+TASK = """
+from earmark.bench import zoo
+from earmark.bench.data import load
+
+data = load("digits")
+work = zoo.image_task("small-cnn", data)
+recipe = {"epochs": 4, "lr": 0.05}
+model, loss, evaluate = work.model, work.loss, work.evaluate
+
+
+def batches(split, seed=0):
+    return data.batches(split, size=64, seed=seed)
+"""
+
+
+@pytest.fixture(scope="module")
+def read_by_activations(tmp_path_factory):
+    """An MTL-Sign claim on three of four shards: needs a model's class, and shows no more."""
+    from earmark.hosts import batches
+    from earmark.hosts.files import save_release
+    from earmark.protocol.disclosure import inputs_of
+    from earmark.schemes.mtlsign import MtlSign
+    from earmark.task import load_task
+    from earmark.training import train
+
+    folder = tmp_path_factory.mktemp("activations")
+    (folder / "task.py").write_text(TASK)
+    task = load_task(folder / "task.py")
+    scheme = MtlSign(triggers=256, shards=4, directions=2, share=0.25, weight=0.3)
+    candidates = batches.join(list(task.stream("train", 0))[:16])
+    key = scheme.new_key(task.host(task.model()), inputs=candidates, secret=bytes(32))
+    key = key.bind("ab" * 32)
+    model = task.model()
+    with scheme.attach(model, key) as mark:
+        save_release(train(task, seed=1, model=model, mark=mark).model, folder / "m.safetensors")
+    (folder / "disclosure").write_bytes(DisclosureFile.of(key, (2, 0, 1)).canonical())
+    (folder / "inputs").write_bytes(inputs_of(key, (2, 0, 1)))
+    assert batches.size(batches.load(folder / "inputs")) == 192
+    return Job(
+        opening=key.opening(OWNER),
+        disclosure=str(folder / "disclosure"),
+        shards=(0, 1, 2),
+        beacon=key.beacon,
+        suspect=str(folder / "m.safetensors"),
+        inputs=str(folder / "inputs"),
+        task=str(folder / "task.py"),
+        nonce=sha("nonce"),
+        memory=4 << 30,
+        seconds=60,
+    )
+
+
+def test_a_scheme_that_reads_activations_is_measured_within_the_limits(read_by_activations):
+    found = verifier.ask(QUESTION, read_by_activations)
+    assert found.trials >= 80
+    assert found.hits > 0.8 * found.trials
+    with pytest.raises(HostError, match="no task file"):
+        verifier.ask(QUESTION, replace(read_by_activations, task=None))
+
+
+def test_inputs_must_be_those_of_the_shards(read_by_activations, tmp_path):
+    from earmark.hosts import batches
+
+    job = read_by_activations
+    tree = batches.load(Path(job.inputs))
+    batches.save(batches.take(tree, list(range(191, -1, -1))), tmp_path / "reversed")
+    with pytest.raises(HostError, match="E305"):
+        verifier.ask(QUESTION, replace(job, inputs=str(tmp_path / "reversed")))
+
+
 class Bomb:
     def __reduce__(self):
         return os.system, ("touch /tmp/earmark-was-here",)

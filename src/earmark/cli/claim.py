@@ -47,6 +47,12 @@ def command() -> None:
 @click.option("--license", "terms", default="", help="A name or sentence.")
 @click.option("--where", default="", help="Where the model is offered.")
 @click.option(
+    "--task",
+    "task_path",
+    type=click.Path(path_type=Path),
+    help="The task file with the model's class; nodes that have it can measure activations.",
+)
+@click.option(
     "--oms",
     type=click.Path(path_type=Path),
     help="Write an OpenSSF model-signing bundle here (and its public key beside it, .pem), and "
@@ -65,6 +71,7 @@ def register(
     key_name: str,
     terms: str,
     where: str,
+    task_path: Path | None,
     oms: Path | None,
     scitt: Path | None,
     community_path: Path,
@@ -94,6 +101,8 @@ def register(
         )
     party.client.put(data)
     listed = {release.name: model} | ({} if oms is None else _bundle(release, oms, identity))
+    if task_path is not None:
+        listed[task_path.name] = files.file_digest(task_path)
     published = party.send(
         m.Publish,
         commitment=commitment,
@@ -135,19 +144,18 @@ def open_(
 ) -> int:
     """Claim that SUSPECT carries your mark; this reveals some shards of your key to everybody."""
     from earmark.protocol import messages as m
-    from earmark.protocol.disclosure import DisclosureFile
+    from earmark.protocol.disclosure import DisclosureFile, inputs_of
     from earmark.protocol.party import Party
 
     vault = Vault.open(vault_path)
     registration = vault.registration(key_name)
     word = options.passphrase(passphrase_file)
-    key = vault.key(registration.id, word, inputs=False)
+    key = vault.key(registration.id, word)
     chosen = _numbers(shards)
     party = Party.open(community_path, vault.identity(word))
     inputs = None
     if key.layout.inputs is not None:
-        stored = vault.path / "inputs" / f"{key.layout.inputs}.safetensors"
-        inputs = party.client.put(files.read_bytes(stored))
+        inputs = party.client.put(inputs_of(key, chosen))
     claim = party.send(
         m.Claim,
         opening=registration.opening,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from earmark.errors import KeyFileError, RecordError
 from earmark.keys.secret import Disclosure, Key, RevealedShard, Shard
-from earmark.records import Opening, Record
+from earmark.records import Layout, Opening, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,10 @@ class DisclosureFile(Record):
     ) -> Disclosure:
         """Return what stands in for the key, checked against the opening.
 
+        Args:
+            opening: Opens the commitment.
+            inputs: What `inputs_of` shows; whoever measures checks them against the layout.
+
         Raises:
             KeyFileError: A shard does not belong to the committed key.
         """
@@ -100,3 +104,32 @@ class DisclosureFile(Record):
             raise KeyFileError("The disclosure reveals other shards than the claim names.")
         if self.beacon != beacon:
             raise KeyFileError("The disclosure is bound to another beacon than its commitment.")
+
+
+def by_shard(layout: Layout) -> bool:
+    """Tell whether a layout fixes the inputs of each shard by a digest of their own."""
+    listed = layout.params.get("inputs")
+    return isinstance(listed, (list, tuple)) and len(listed) == layout.shards
+
+
+def inputs_of(key: Key, indices: Sequence[int]) -> bytes:
+    """Return the file with the inputs that a claim on some shards has to show, and no others.
+
+    Args:
+        key: With its inputs.
+        indices: The shards, in the order in which they are revealed.
+    """
+    import tempfile
+    from pathlib import Path
+
+    from earmark.hosts import batches
+
+    shown = key.inputs
+    if by_shard(key.layout):
+        each = key.layout.message_bits // key.layout.shards
+        rows = [row for index in indices for row in range(each * index, each * (index + 1))]
+        shown = batches.take(key.inputs, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "inputs.safetensors"
+        batches.save(shown, path, mode=0o600)
+        return path.read_bytes()
