@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.merkle import leaf_hash, verify_consistency, verify_inclusion
@@ -83,10 +84,10 @@ def singles(folder: Path, journal: str, count: int) -> dict[str, object]:
 
 def batches(ledger: TreeLog, size: int, count: int) -> dict[str, object]:
     """Append records in batches, one durable transaction each, receipts included."""
-    first, start = ledger.head().size, time.perf_counter()
+    first, start, cpu = ledger.head().size, time.perf_counter(), time.process_time()
     for batch in range(count):
         ledger.append_many([RECORD % (first + batch * size + k) for k in range(size)])
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     return row(
         f"append in batches of {size}",
         engine=type(ledger).__name__,
@@ -94,14 +95,26 @@ def batches(ledger: TreeLog, size: int, count: int) -> dict[str, object]:
         entries=size * count,
         seconds=round(seconds, 4),
         per_second=round(size * count / seconds, 1),
+        cpu_ms_each=round(1e3 * cpu / (size * count), 4),
     )
 
 
-def timed(work: list[tuple[object, ...]], function: object) -> tuple[float, list[object]]:
-    """Return milliseconds for each call, and the results."""
-    start = time.perf_counter()
-    results = [function(*arguments) for arguments in work]  # type: ignore[operator]
-    return 1e3 * (time.perf_counter() - start) / len(work), results
+class Timed:
+    """Calls timed: milliseconds of wall and of this process's processor time for each."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def __call__(
+        self, name: str, work: list[tuple[object, ...]], function: Callable[..., object]
+    ) -> list[Any]:
+        """Call a function with each of `work` and keep the times under a name."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        results = [function(*arguments) for arguments in work]
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        self.values[f"{name}_ms"] = round(1e3 * wall / len(work), 4)
+        self.values[f"{name}_cpu_ms"] = round(1e3 * cpu / len(work), 4)
+        return results
 
 
 def proofs(ledger: TreeLog, count: int) -> dict[str, object]:
@@ -109,10 +122,12 @@ def proofs(ledger: TreeLog, count: int) -> dict[str, object]:
     chance, head = random.Random(SEED), ledger.head()
     size = head.size
     places = [chance.randrange(size) for _ in range(count)]
-    prove_ms, paths = timed([(place, size) for place in places], ledger.prove)
+    timed = Timed()
+    paths = timed("prove", [(place, size) for place in places], ledger.prove)
     records = [ledger.get(place) for place in places]
     hashes = [[bytes.fromhex(item) for item in path] for path in paths]
-    path_ms, _ = timed(
+    timed(
+        "verify_path",
         [
             (leaf_hash(record), place, size, path, head.root)
             for record, place, path in zip(records, places, hashes, strict=True)
@@ -123,13 +138,16 @@ def proofs(ledger: TreeLog, count: int) -> dict[str, object]:
         Receipt(ledger.origin, place, leaf_hash(record).hex(), str(head), path)
         for place, record, path in zip(places, records, paths, strict=True)
     ]
-    receipt_ms, _ = timed(
+    timed(
+        "verify_receipt",
         [(record, receipt, ledger.vkey) for record, receipt in zip(records, receipts, strict=True)],
         verify_receipt,
     )
     olds = [ledger.root_after(place) for place in places]
-    steps_ms, steps = timed([(old.size, size) for old in olds], ledger.prove_consistency)
-    step_ms, _ = timed(
+    asked = [(old.size, size) for old in olds]
+    steps = timed("prove_consistency", asked, ledger.prove_consistency)
+    timed(
+        "verify_consistency",
         [
             (old.size, size, old.root, head.root, [bytes.fromhex(item) for item in path])
             for old, path in zip(olds, steps, strict=True)
@@ -144,26 +162,24 @@ def proofs(ledger: TreeLog, count: int) -> dict[str, object]:
         inclusion_hashes=max(len(path) for path in paths),
         inclusion_bytes=32 * max(len(path) for path in paths),
         receipt_json_bytes=max(len(receipt.canonical()) for receipt in receipts),
-        prove_ms=round(prove_ms, 4),
-        verify_path_ms=round(path_ms, 4),
-        verify_receipt_ms=round(receipt_ms, 4),
         consistency_hashes=max(len(path) for path in steps),
-        prove_consistency_ms=round(steps_ms, 4),
-        verify_consistency_ms=round(step_ms, 4),
+        load=round(os.getloadavg()[0], 1),
+        **timed.values,
     )
 
 
 def full_check(ledger: TreeLog) -> dict[str, object]:
     """Derive everything anew."""
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     found = ledger.check()
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     return row(
         "full check",
         engine=type(ledger).__name__,
         entries=found.size,
         checkpoints=found.checkpoints,
         seconds=round(seconds, 3),
+        cpu_seconds=round(cpu, 3),
         per_second=round(found.size / seconds),
         file_bytes=stored(ledger),
     )

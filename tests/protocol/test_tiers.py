@@ -11,6 +11,7 @@ import world
 from world import Party, World, sha
 
 from earmark import codec
+from earmark.cli.main import run
 from earmark.errors import LedgerError
 from earmark.ledger.checkpoint import Checkpoint
 from earmark.ledger.engines import create_log, open_log, open_notes
@@ -25,7 +26,7 @@ from earmark.protocol import community as c
 from earmark.protocol import messages as m
 from earmark.protocol.history import Entry, History, entry_of
 from earmark.protocol.node import Node
-from earmark.protocol.onchain import NUMBERS, OnChain
+from earmark.protocol.onchain import NUMBERS, ChainParty, OnChain
 from earmark.protocol.resolve import resolve_history
 from earmark.protocol.rules import Rules
 from earmark.records import Outcome
@@ -302,6 +303,41 @@ def test_the_contract_counts_as_the_records_do(town, liars):
         assert result.tallies[0].outcome is {v: k for k, v in NUMBERS.items()}[outcome]
     else:
         assert result.outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_party_sends_to_a_chain_and_the_command_line_decides_from_it(
+    town, tmp_path, monkeypatch, capsys
+):
+    chain = town.deploy(name=world.DOMAIN)
+    card = c.init_node(tmp_path / "n", operator="lab", url="http://127.0.0.1:1")
+    rules = Rules(world.DOMAIN, (m.Member(card.operator, card.member),))
+    made = c.found(tmp_path / "n", [card], rules)
+    (tmp_path / "community.json").write_bytes(made.canonical())
+    signer = SignerKey.generate(world.DOMAIN)
+    party = ChainParty(made, EvmLedger(chain, signer, wait=town.mine), OWNER.key)
+    opening = World().opening(OWNER)
+    party.send(m.Commit, commitment=opening.commitment(), recovery=None)
+    drawn = party.beacon(opening.commitment())
+    assert drawn == party.entries[0].beacon
+    model = sha("M")
+    about = {"model": model, "files": {"m": model}, "license": "none", "where": "here"}
+    party.send(m.Publish, commitment=opening.commitment(), beacon=drawn, **about)
+    claim = party.send(
+        m.Claim,
+        opening=opening,
+        suspect=sha("S"),
+        shards=(0,),
+        disclosure=sha("d"),
+        inputs=None,
+    )
+    assert party.refusal(claim) is None
+    assert chain.contract.events.Opened().get_logs(from_block=chain.since)
+    monkeypatch.setattr("earmark.ledger.evm.chain.connect", lambda *_, **__: town.web3)
+    command = ["claim", "status", claim[:12], "--community", str(tmp_path / "community.json")]
+    assert run([*command, "--chain", "http://x", "--contract", chain.address]) == 3
+    said = capsys.readouterr().out
+    assert f"3 entries, final on {chain.address}" in said
+    assert "inconclusive (open)" in said
 
 
 def test_keys_are_bound_to_the_block_after_their_commitment(town):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,6 +15,9 @@ from earmark.cli.output import EXIT, emit, line, table
 from earmark.codec import Json
 from earmark.errors import UsageError
 from earmark.vault import Vault
+
+if TYPE_CHECKING:
+    from earmark.protocol.party import Party
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -116,7 +119,7 @@ def register(
         _state(party.record(published), scitt, identity)
     lines = [
         line("key", registration.id),
-        line("log", f"{party.rules.domain}, {party.mirror.size} entries"),
+        line("log", f"{party.rules.domain}, {len(party.entries)} entries"),
         line("release", f"{release.name}  {model}"),
     ]
     return emit(
@@ -179,8 +182,21 @@ def open_(
 @command.command("status", epilog="Example:  earmark claim status 3f0a91c2")
 @click.argument("name", default="")
 @community_option
+@click.option("--chain", metavar="URL", help="Read the log from a node of an EVM chain instead.")
+@click.option("--contract", metavar="0x...", default="", help="The contract there.")
+@click.option(
+    "--depth", type=click.IntRange(min=1), help="If the chain does not say what is final."
+)
 @options.json_option
-def status(*, name: str, community_path: Path, as_json: bool) -> int:
+def status(
+    *,
+    name: str,
+    community_path: Path,
+    chain: str | None,
+    contract: str,
+    depth: int | None,
+    as_json: bool,
+) -> int:
     """Decide all claims again from the log, or say what became of the claim NAME.
 
     Exit codes for one claim: 0 mark shown, 1 not shown, 3 inconclusive or open; 4 the log does not
@@ -188,12 +204,15 @@ def status(*, name: str, community_path: Path, as_json: bool) -> int:
     """
     from earmark.protocol.party import Party
 
-    party = Party.open(community_path)
+    if chain is None:
+        party, source = Party.open(community_path), "all witnessed"
+    else:
+        party, source = _on_chain(community_path, chain, contract, depth), f"final on {contract}"
     party.sync()
     resolution = party.resolution()
     found = [item for item in resolution.claims if item.claim.startswith(name)]
     payload: dict[str, Json] = {"resolution": resolution.to_json()}
-    lines = [line("log", f"{party.rules.domain}, {party.mirror.size} entries, all witnessed")]
+    lines = [line("log", f"{party.rules.domain}, {len(party.entries)} entries, {source}")]
     if not name:
         rows = [
             [item.claim[:12], item.suspect[:12], item.outcome.value, item.code.value]
@@ -292,6 +311,18 @@ def _state(record: bytes, path: Path, identity: Ed25519PrivateKey) -> None:
     from earmark.protocol.bundles import scitt_statement
 
     files.write_bytes(path, scitt_statement(record, identity), overwrite=True)
+
+
+def _on_chain(path: Path, url: str, contract: str, depth: int | None) -> Party:
+    from earmark.ledger.evm.chain import Chain
+    from earmark.ledger.evm.ledger import EvmLedger
+    from earmark.ledger.note import SignerKey
+    from earmark.protocol.community import Community
+    from earmark.protocol.onchain import ChainParty
+
+    community = Community.load(path)
+    observer = SignerKey.generate(community.rules.domain)  # what it signs, nobody else will see
+    return ChainParty(community, EvmLedger(Chain(url, contract, depth=depth), observer))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -10,13 +10,19 @@ they counted resolves the records.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from earmark import codec
 from earmark.errors import UsageError
 from earmark.ledger.evm.ledger import EvmLedger, require_record
+from earmark.ledger.service import Seen
 from earmark.protocol import messages as m
-from earmark.protocol.history import ClaimFile, History
+from earmark.protocol.community import Community
+from earmark.protocol.history import ClaimFile, History, entry_of
+from earmark.protocol.party import Party
 from earmark.protocol.voting import Count, questions
 from earmark.records import Outcome, Receipt
 
@@ -139,3 +145,36 @@ class OnChain:
 
     def _send(self, function: str, *arguments: object) -> None:
         self.ledger.chain.send(function, *arguments)
+
+
+class ChainParty(Party):
+    """A reader of a community whose log is on a chain, who may also sign messages.
+
+    Files still come from, and go to, the community's node: a chain keeps records only.
+
+    Args:
+        community: The community's file, from a source that you trust.
+        ledger: The contract; opened with an account by who sends messages.
+        key: Signs messages; null for somebody who only reads.
+    """
+
+    def __init__(
+        self, community: Community, ledger: EvmLedger, key: Ed25519PrivateKey | None = None
+    ) -> None:
+        super().__init__(community, key)
+        self.ledger = ledger
+        self._seen: list[Seen] = []
+
+    @property
+    def entries(self) -> Sequence[Seen]:
+        """The entries that were accepted."""
+        return self._seen
+
+    def sync(self) -> None:
+        """Read what has become final; see `earmark.ledger.evm.ledger.EvmLedger.sync`."""
+        for seen in self.ledger.seen(len(self._seen)):
+            self.history.read(entry_of(seen))
+            self._seen.append(seen)
+
+    def _add(self, record: bytes) -> None:
+        OnChain(self.ledger).append(record)

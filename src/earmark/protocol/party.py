@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from earmark.errors import UsageError
 from earmark.ledger.note import VerifierKey
-from earmark.ledger.service import Mirror, Row
+from earmark.ledger.service import Mirror, Row, Seen
 from earmark.protocol import messages as m
 from earmark.protocol.client import Client
 from earmark.protocol.community import Community
@@ -59,8 +60,8 @@ class Party:
             raise UsageError("A reader without a key cannot sign.")
         self.sync()
         after = genesis_digest(self.rules.domain)
-        if self.mirror.entries:
-            after = m.checkpoint_digest(self.mirror.entries[-1].checkpoint.body.text)
+        if self.entries:
+            after = m.checkpoint_digest(self.entries[-1].checkpoint.body.text)
         common = {
             "domain": self.rules.domain,
             "sender": self._key.public_key().public_bytes_raw().hex(),
@@ -68,9 +69,17 @@ class Party:
             "after": after,
         }
         envelope = kind(**common, **body).sign(self._key)  # type: ignore[arg-type]
-        self.client.append(envelope.encode())
+        self._add(envelope.encode())
         self.sync()
         return envelope.digest()
+
+    def _add(self, record: bytes) -> None:
+        self.client.append(record)
+
+    @property
+    def entries(self) -> Sequence[Seen]:
+        """The entries that were accepted."""
+        return self.mirror.entries
 
     def record(self, digest: str) -> bytes:
         """Return the record that a message's digest names.
@@ -111,7 +120,7 @@ class Party:
     def rows(self) -> list[Row]:
         """Return the entries that were accepted, as anybody can check them again."""
         made = []
-        for item in self.mirror.entries:
+        for item in self.entries:
             own = item.checkpoint.size == item.index + 1
             made.append(Row(item.record.decode(), str(item.checkpoint) if own else None))
         return made
@@ -121,7 +130,7 @@ class Party:
         from earmark import codec
 
         for item in self.history.refusals:
-            if codec.digest(self.mirror.entries[item.index].record) == digest:
+            if codec.digest(self.entries[item.index].record) == digest:
                 return item
         return None
 
