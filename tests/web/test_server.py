@@ -41,7 +41,16 @@ def test_files_are_kept_under_their_digest_only(node, client):
     ):
         assert client.exchange(path)[0] == status
     assert client.put(b"a model") == digest
-    assert sorted(path.name for path in node.blobs.folder.iterdir()) == [digest]
+    assert digest in {path.name for path in node.blobs.folder.iterdir()}
+    assert all(len(path.name) == 64 for path in node.blobs.folder.iterdir())
+
+
+def test_a_full_store_takes_no_more(node, client, monkeypatch):
+    client.put(b"a model")
+    monkeypatch.setattr(node.blobs, "quota", 7)
+    assert client.exchange("/api/blobs", b"another")[0] == 507
+    monkeypatch.setattr(node.blobs, "quota", 8)
+    client.put(b"another")
 
 
 @pytest.mark.parametrize(

@@ -281,14 +281,29 @@ class BlobStore:
     Args:
         folder: Made if it is missing.
         limit: Largest file, bytes.
+        quota: Bytes in all, of which the newest file may use up the last and more.
     """
 
-    def __init__(self, folder: str | Path, *, limit: int = 1 << 28) -> None:
-        self.folder, self.limit = Path(folder), limit
+    def __init__(self, folder: str | Path, *, limit: int = 1 << 28, quota: int = 1 << 36) -> None:
+        self.folder, self.limit, self.quota = Path(folder), limit, quota
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"Folder '{folder}' cannot be made: {error.strerror}.") from error
+
+    def require_room(self) -> None:
+        """Refuse to take more once the quota is used up.
+
+        Raises:
+            OutputError: It is, or the folder cannot be read.
+        """
+        try:
+            with os.scandir(self.folder) as found:
+                used = sum(item.stat().st_size for item in found)
+        except OSError as error:
+            raise OutputError(f"'{self.folder}' cannot be read: {error.strerror}.") from error
+        if used >= self.quota:
+            raise OutputError(f"No room: {used:,} of {self.quota:,} bytes are used.")
 
     def put(self, data: bytes) -> str:
         """Keep some bytes and return their digest.

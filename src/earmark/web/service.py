@@ -308,6 +308,7 @@ def _file_routes(app: FastAPI, node: Node) -> None:
     )
     async def put(request: Request) -> Response:
         """Keep a file under its digest."""
+        await run_sync(node.blobs.require_room)
         digest = hashlib.sha256()
         with tempfile.NamedTemporaryFile(dir=node.blobs.folder, prefix=".new-") as file:
             await _chunks(request, node.blobs.limit, _both(digest.update, file.write))
