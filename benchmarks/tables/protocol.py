@@ -39,8 +39,9 @@ def community_table() -> str:
         ]
         names = [f"node {row['nodes'] - 1 - i}" for i in range(len(row["faulty"]))]
         codes = sorted({item["voters"][name] for item in row["claims"].values() for name in names})
+        name = row["script"] if row["as_expected"] else f"**{row['script']}: wrong**"
         dispute = f"owner, by {row['disputes'][0]}" if row["disputes"] else "none"
-        lines.append(f"| {row['script']} | {' | '.join(said)} | {dispute} | {', '.join(codes)} |")
+        lines.append(f"| {name} | {' | '.join(said)} | {dispute} | {', '.join(codes)} |")
     return "\n".join(lines)
 
 
