@@ -78,6 +78,7 @@ class PyEvm(Town):
     """A chain in this process; what is mined is final."""
 
     def __init__(self):
+        limit = sys.getrecursionlimit()
         from eth_tester import EthereumTester, PyEVMBackend
         from web3 import Web3
 
@@ -85,6 +86,7 @@ class PyEvm(Town):
         self.tester = EthereumTester(self.backend)
         keys = [bytes(item.to_bytes()) for item in self.backend._key_lookup.values()]
         super().__init__(Web3(in_process(self.tester)), keys)
+        sys.setrecursionlimit(limit)  # py-evm raised it so far that other tests overrun the stack
 
     def mine(self, count=1):
         self.tester.mine_blocks(count)
