@@ -33,20 +33,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--tries", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[])
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
     done = {(row["name"], row["seed"]) for row in rows}
-    names = [name for name in registry.names("forgery") if args.only in name]
+    names = [name for name in registry.names("forgery") if name in args.only or not args.only]
     names = [name for name in names if (name, args.seed) not in done]
     if not names:
         return
     task = image_task(
         "small-cnn", load("fashion-mnist").subset(10_000, test=1000), recipe={"epochs": 3}
     )
-    models = [train(task, seed=args.seed * 10 + index).model for index in range(4)]
+    count = 4 if "transferable-triggers" in names else 1
+    models = [train(task, seed=args.seed * 10 + index).model for index in range(count)]
     stage = stage_of(task, models[0], tuple(models[1:]))
     for name in names:
         cls, start = registry.load("forgery", name), time.process_time()

@@ -454,7 +454,7 @@ class KeyGrinding(Forgery):
 
     Args:
         count: Triggers of the claim.
-        asked: Bits that the naive verifier asks for, uncharged: a p-value of one in a thousand.
+        asked: Bits that the naive verifier asks for, uncharged: a p-value of one in a hundred.
 
     Source:
         Selection after the fact, as old as statistics.
@@ -463,10 +463,10 @@ class KeyGrinding(Forgery):
     name: ClassVar[str] = "key-grinding"
     source: ClassVar[str] = "Selection after the fact."
     summary: ClassVar[str] = "Try many secrets on the suspect and claim with the best."
-    fools: ClassVar[str] = "asks for p < 0.001 and charges no tries"
+    fools: ClassVar[str] = "asks for p < 0.01 and charges no tries"
 
     count: int = 192
-    asked: float = 10.0
+    asked: float = 6.65
 
     def run(self, stage: Stage, *, tries: int, seed: int) -> Forged:
         """Forge, and ask both verifiers."""
