@@ -124,7 +124,10 @@ def load(path: Path) -> dict[str, np.ndarray]:
     import torch
 
     state = torch.load(path, weights_only=True, map_location="cpu")
-    return {name: value.float().numpy() for name, value in state.items()}
+    for inner in ("state_dict", "model_state"):
+        state = state.get(inner, state)
+    found = {name: value.float() for name, value in state.items() if torch.is_tensor(value)}
+    return {name: value.numpy() for name, value in found.items()}
 
 
 def shape_of(values: np.ndarray) -> float:

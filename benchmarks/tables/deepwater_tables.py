@@ -161,6 +161,25 @@ def stealth() -> str:
     return "\n".join(lines)
 
 
+def stamps() -> str:
+    """Return how visible stamps of several kinds are."""
+    rows = rows_of("deepwater_stamps")
+    if not rows:
+        return NOTHING
+    lines = [
+        "| stamp | score of the weakest bit | hit rate | logistic AUC | forest AUC |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["auc_logistic_interval"], row["auc_forest_interval"]
+        lines.append(
+            f"| {row['kind']} | {row['least_z']:.1f} | {row['hit_rate']:.3f} "
+            f"| {row['auc_logistic']:.2f} ({low[0]:.2f} to {low[1]:.2f}) "
+            f"| {row['auc_forest']:.2f} ({high[0]:.2f} to {high[1]:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
 def column() -> str:
     """Return the removal battery: as the file stands, and aligned."""
     rows = [row for row in rows_of("deepwater_column") if row["row"] != "null"]
@@ -239,25 +258,59 @@ def scale() -> str:
         return NOTHING
     lines = [
         "| parameters | bits of message | stamp: CPU s, peak MiB | verify: peak MiB "
-        "| verify over read, wall | verify over read, CPU | verify over read and SHA-256, CPU "
+        "| verify over read, wall: median, best | verify over read, CPU "
+        "| verify over read and SHA-256, CPU "
         "| bits: marked, unmarked | load |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['write_parameters']:,} | {row['verify_hits']:,} of {row['verify_trials']:,} "
-        f"| {row['stamp_cpu_seconds']:.0f}, {row['stamp_peak_mib']} | {row['verify_peak_mib']} "
-        f"| {row['ratio_median']:.2f} | {row['cpu_ratio_median']:.2f} "
-        f"| {row['hash_ratio_median']:.2f} "
-        f"| {row['verify_bits']:,.0f}, {row['null_verify_bits']:.1f} | {row['load']:.0f} |"
-        for row in rows
+    for row in rows:
+        ratios = [
+            f"{row[key]:.2f}" if key in row else "-"
+            for key in ("ratio_median", "ratio_best", "cpu_ratio_median", "hash_ratio_median")
+        ]
+        lines.append(
+            f"| {row['write_parameters']:,} | {row['verify_hits']:,} of {row['verify_trials']:,} "
+            f"| {row['stamp_cpu_seconds']:.0f}, {row['stamp_peak_mib']} "
+            f"| {row['verify_peak_mib']} | {ratios[0]}, {ratios[1]} | {ratios[2]} | {ratios[3]} "
+            f"| {row['verify_bits']:,.0f}, {abs(row['null_verify_bits']):.1f} "
+            f"| {row['load']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def references() -> str:
+    """Return how real networks' weights are distributed, and what a stamp does to them."""
+    rows = rows_of("weight_statistics")
+    if not rows:
+        return NOTHING
+    lines = [
+        "| network | tensors | weights | bulk over std: least, median, most "
+        "| exponent: least, median, most | kurtosis, median | bits stamped, read "
+        "| after pruning 65 % | std ratio, most | KS distance, most "
+        "| unmarked: hit rate, most bits |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    for row in rows:
+        figures = row["least_median_most"]
+        bulk, exponent = (
+            ", ".join(f"{value:.2f}" for value in figures[key])
+            for key in ("mad_over_std", "exponent")
+        )
+        lines.append(
+            f"| {row['network']} | {row['tensors']} | {row['weights']:,} | {bulk} | {exponent} "
+            f"| {figures['kurtosis'][1]:.1f} | {row['bits_of_message']}, {row['stamped_hits']} "
+            f"| {row['pruned_65_hits']} | {row['std_ratio_most']:.3f} | {row['ks_most']:.3f} "
+            f"| {row['null_hit_rate']:.3f}, {row['null_bits_most']:.1f} |"
+        )
     return "\n".join(lines)
 
 
 TABLES = {
+    "deepwater-references": references,
     "deepwater-fidelity": fidelity,
     "deepwater-attacks": attacks,
     "deepwater-histogram": histogram,
+    "deepwater-stamps": stamps,
     "deepwater-stealth": stealth,
     "deepwater-column": column,
     "deepwater-innocents": innocents,
