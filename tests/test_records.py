@@ -193,3 +193,21 @@ def test_commitment_hides_and_binds() -> None:
     other = Opening(A, LAYOUT, B, B)
     assert OPENING.commitment() != other.commitment()
     assert OPENING.commitment() == Opening.from_bytes(OPENING.canonical()).commitment()
+
+
+def test_deep_nesting_is_refused_before_the_reader_recurses():
+    """Other packages raise the recursion limit so far that the reader would overrun the stack."""
+    import sys
+
+    from earmark.errors import RecordError
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        for bad in (b"[" * 200_000, b'{"a":' * 100_000, b'["\\"[",' + b"[" * 100_000):
+            with pytest.raises(RecordError, match="nested deeper"):
+                codec.parse(bad)
+        assert codec.parse(b'["' + b"[" * 100 + b'"]') == ["[" * 100]
+        assert codec.parse(b"[" + b",".join([b"[]"] * 100) + b"]") == [[]] * 100
+    finally:
+        sys.setrecursionlimit(limit)

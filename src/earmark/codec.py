@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import types
 from collections.abc import Mapping
 from enum import Enum
@@ -26,6 +27,7 @@ Json: TypeAlias = Union[bool, int, float, str, list["Json"], dict[str, "Json"], 
 T = TypeVar("T")
 
 MAX_DEPTH = 32
+_BRACKETS = re.compile(rb'[\[{]|[\]}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 MAX_BYTES = 64 * 1024 * 1024
 
 
@@ -84,6 +86,18 @@ def _depth(value: Json, level: int = 0) -> None:
             _depth(inner, level + 1)
 
 
+def _require_shallow(data: bytes) -> None:
+    """Refuse deep nesting before the reader recurses: other packages raise its limit too far."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return
+    level = 0
+    for found in _BRACKETS.finditer(data):
+        first = data[found.start()]
+        level += (first in b"[{") - (first in b"]}")
+        if level > MAX_DEPTH + 1:
+            raise RecordError(f"A JSON document is nested deeper than {MAX_DEPTH} levels.")
+
+
 def parse(data: bytes, *, strict: bool = True) -> Json:
     """Read a JSON document.
 
@@ -105,6 +119,7 @@ def parse(data: bytes, *, strict: bool = True) -> Json:
         raise RecordError(
             f"A JSON document has {len(data):,} bytes; at most {MAX_BYTES:,} are read."
         )
+    _require_shallow(data)
     try:
         value: Json = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
