@@ -157,11 +157,11 @@ def kinds() -> str:
     for kind in dict.fromkeys(row["network"] for row in rows):
         some = [row for row in rows if row["network"] == kind]
         marked = [row for row in some if row["attack"] == "none"]
-        bits = [
-            spread([row["bits"] for row in some if row["attack"] == attack], 0)
+        by_attack = [
+            [row["bits"] for row in some if row["attack"] == attack]
             for attack in ("none", "finetune", "prune-65", "twin")
-            if any(row["attack"] == attack for row in some)
         ]
+        bits = [spread(values, 0) if values else "-" for values in by_attack]
         lines.append(
             f"| {kind} | {len(marked)} | {spread([r['utility_twin'] for r in marked], 2)} | "
             f"{spread([r['utility'] for r in marked], 2)} | {' | '.join(bits)} |"
