@@ -119,7 +119,7 @@ def test_an_interrupt_ends_it_at_once_and_keeps_what_is_finished(tmp_path, until
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert not out
-    assert err.rstrip().endswith("Interrupted. Finished work is kept.")
+    assert err.rstrip().endswith("Interrupted. What was written before is whole and stays.")
     assert "Traceback" not in err
     for _ in range(100):  # the standard library's resource tracker leaves a moment later
         if not _family(process.pid):
