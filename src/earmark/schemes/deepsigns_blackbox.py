@@ -293,14 +293,12 @@ def checked_inputs(key: Key | Disclosure) -> Tree:
 
     Raises:
         UsageError: There are none.
-        KeyFileError: They, or the shards, are others.
+        KeyFileError: They are others.
     """
     if key.inputs is None:
         raise UsageError(
             "The key's inputs are missing.", hint="Load them from where the key was made."
         )
-    if isinstance(key, Disclosure):
-        key.check()
     each = key.layout.message_bits // key.layout.shards
     digests = batches.sample_digests(key.inputs)
     committed: Any = key.layout.params["inputs"]  # Any: JSON
