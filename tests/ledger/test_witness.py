@@ -307,7 +307,8 @@ def test_a_quorum_counts_only_what_verifies():
     other = witness(2).add(HONEST.ask(0, 4))
     with pytest.raises(LedgerError):
         quorum.time(cosigned(request, *lines[:2], other))
-    broken = NoteSignature(lines[2].name, lines[2].key_id, lines[2].blob[:-1] + b"\0")
+    last = bytes([lines[2].blob[-1] ^ 1])
+    broken = NoteSignature(lines[2].name, lines[2].key_id, lines[2].blob[:-1] + last)
     with pytest.raises(LedgerError):
         quorum.time(cosigned(request, *lines[:2], broken))
     assert quorum.time(cosigned(request, *lines[:3])) == 1_000_000
