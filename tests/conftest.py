@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from earmark.bench import zoo
 from earmark.bench.data import load
 from earmark.task import Task
 
 torch.set_num_threads(1)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")  # look further with --hypothesis-profile default
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
