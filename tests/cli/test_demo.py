@@ -17,7 +17,7 @@ from earmark.cli.main import run
 from earmark.demo.journey import ATTACKS, INNOCENTS
 from earmark.errors import FileError
 
-COMMAND = [sys.executable, "-m", "earmark.cli.main", "demo", "--data", "digits"]
+COMMAND = [sys.executable, "-m", "earmark", "demo", "--data", "digits"]
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def test_the_court_side_loads_nothing_heavy(code) -> None:
 def test_help_costs_less_than_half_a_second_of_cpu() -> None:
     code = (
         "import resource, subprocess, sys\n"
-        "subprocess.run([sys.executable, '-m', 'earmark.cli.main', '--help'], "
+        "subprocess.run([sys.executable, '-m', 'earmark', '--help'], "
         "check=True, capture_output=True)\n"
         "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
         "print(used.ru_utime + used.ru_stime)"

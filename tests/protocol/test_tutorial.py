@@ -39,7 +39,7 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path):
                 env[name] = value.strip("'\"")
             elif text.startswith("earmark "):
                 words = shlex.split(text.split("  #")[0].replace("$CLAIM", claim_of(said)))
-                command = [sys.executable, "-m", "earmark.cli.main", *words[1:]]
+                command = [sys.executable, "-m", "earmark", *words[1:]]
                 if words[-1] == "&":
                     servers.append(
                         subprocess.Popen(

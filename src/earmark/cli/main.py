@@ -177,7 +177,3 @@ def _fail(
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
     sys.exit(run(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    main()
