@@ -254,7 +254,48 @@ def nulls() -> str:
     return "\n".join(lines)
 
 
+def batteries() -> str:
+    """Return what whole batteries cost, and what they removed."""
+    rows = [row for row in rows_of("battery") if "battery" in row]
+    if not rows:
+        return NOTHING
+    lines = [
+        "| battery | mark | attacks | failed | minutes on one core | on two | bits before | "
+        "removed within 5 points | within 2 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        minutes = (row["wall_seconds"] + row["train_cpu_seconds"]) / 60
+        lines.append(
+            f"| {row['battery']} | {row['scheme']} | {row['attacks']} | {row['failed']} | "
+            f"{minutes:.1f} | {minutes / 2:.1f} | {row['bits_before']:,.0f} | "
+            f"{', '.join(row['removed_within_5']) or 'none'} | "
+            f"{', '.join(row['removed_within_2']) or 'none'} |"
+        )
+    return "\n".join(lines)
+
+
+def searches() -> str:
+    """Return the cheapest chains that searches found."""
+    rows = [row for row in rows_of("battery") if "search" in row]
+    if not rows:
+        return NOTHING
+    lines = [
+        "| mark | chains measured | within 2 points | the one that leaves least | bits | "
+        "points lost | compute, of a training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['scheme']} | {row['measured']} | {row['kept']} | {row['cheapest']} | "
+        f"{row['bits']:,.0f} | {row['lost']:.1f} | {100 * row['cost']:.0f} % |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 TABLES = {
+    "batteries": batteries,
+    "searches": searches,
     "comparison-short": short,
     "comparison-summary": lambda: _summary("fashion-mnist", OURS + PAPER + BASELINES),
     "comparison-ours": lambda: _matrix("fashion-mnist", OURS + BASELINES, least=2),

@@ -20,12 +20,12 @@ def listing(*kinds: str, as_json: bool) -> int:
             try:
                 cls = registry.load(kind, name)
             except ExtraError as error:
-                rows.append([name, "", "", f"needs an extra: {error.hint}"])
+                rows.append([name, "", f"needs an extra: {error.hint}", ""])
                 continue
             needs = ", ".join(sorted(item.value for item in getattr(cls, "needs", ())))
             about, summary = needs or getattr(cls, "family", ""), getattr(cls, "summary", "")
             presets = getattr(cls, "PRESETS", {})
-            rows.append([name, about, " ".join(presets), summary])
+            rows.append([name, about, summary, " ".join(presets)])
             found: dict[str, Json] = {"name": name, "about": about, "summary": summary}
             if hasattr(cls, "source"):
                 found["source"] = cls.source
@@ -33,11 +33,9 @@ def listing(*kinds: str, as_json: bool) -> int:
                     key: codec.encode(dict(value)) for key, value in presets.items()
                 }
             payload.append(found)
-    if kinds[0] == "attack":
-        lines = table(rows, head=["name", "family", "presets", "what it is"])
-    else:
-        short = [[row[0], row[1], row[3]] for row in rows]
-        lines = table(short, head=["name", "reads", "what it is"])
+    head = ["name", "family" if kinds[0] == "attack" else "reads", "what it is", "presets"]
+    filled = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    lines = table([[row[i] for i in filled] for row in rows], head=[head[i] for i in filled])
     return emit(f"{kinds[0]}s", lines, {f"{kinds[0]}s": payload}, as_json=as_json)
 
 

@@ -46,7 +46,7 @@ class Adi(DeepSignsBlackBox):
     """
 
     name: ClassVar[str] = "adi"
-    summary: ClassVar[str] = "abstract inputs with random labels (backdoor baseline)"
+    summary: ClassVar[str] = "Literature baseline: abstract inputs with random labels, a backdoor."
 
     weight: float = 1.0
     noise: float = 0.0

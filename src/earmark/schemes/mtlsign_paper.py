@@ -87,7 +87,7 @@ class MtlSignPaper(Scheme):
     name: ClassVar[str] = "mtlsign-paper"
     needs: ClassVar[frozenset[Access]] = frozenset({Access.ACTIVATIONS})
     needs_inputs: ClassVar[bool] = True
-    summary: ClassVar[str] = "MTL-Sign as published, with a submitted head (for comparison)"
+    summary: ClassVar[str] = "MTL-Sign as published, with a submitted head; for comparison."
 
     samples: int = 600
     gamma: Fraction = Fraction(7, 10)
