@@ -1,20 +1,18 @@
 """Measure tracing: leaked, damaged and colluded copies of one locked model, and innocents.
 
-Copies share their locked parent and differ in their codewords: the worst case for tracing, since
+Copies are made as `earmark license issue --lock` makes them: of one locked parent, each with a
+number of its own by moving weights, and a codeword. That is the worst case for tracing, since
 copies of one parent can be averaged and compared.
 
-    python benchmarks/tracing.py --network mlp --seeds 0-4
+    python benchmarks/tracing.py --network mlp-128 --epochs 30 --seeds 0-4
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
+import itertools
+import random
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import earmark
-from dsn import Bench, _tuned, accuracy_of, numbers_of
-from earmark.bench import zoo
+from dsn_attacks import tuned
+from dsn_bench import Bench, Row, accuracy_of, measure, options
 from earmark.hosts.arrays import ArrayHost
 from earmark.hosts.module import ModuleHost
 from earmark.keys.secret import Key
 from earmark.locks import tracing
+from earmark.locks.entry import code_of
+from earmark.locks.rekey import fits, rekey
 
 ROWS = Path(__file__).parent / "rows" / "tracing.jsonl"
 CUSTOMERS = [f"customer {i}" for i in range(100)]
-Row = dict[str, Any]
 Tensors = dict[str, NDArray[np.float32]]
 Mix = Callable[[list[NDArray[np.float32]], np.random.Generator], NDArray[np.float32]]
 
@@ -94,7 +92,10 @@ class Shop:
 
     def __init__(self, bench: Bench, margin: float) -> None:
         self.bench = bench
-        host = ModuleHost(bench.model)
+        host, draw = ModuleHost(bench.model), random.Random(f"shop {bench.seed}")
+        drawn = (draw.randbytes(16) for _ in itertools.count())
+        fitting = (n for n in drawn if fits(bench.layout, bench.serial, n))
+        self.numbers = dict(zip(CUSTOMERS, fitting, strict=False))
         self.base: Tensors = {name: host.tensor(name) for name in host.tensor_names()}
         self.tracer = tracing.Tracer(customers=100, colluders=3, margin=margin)
         self.key: Key = self.tracer.new_key(host)
@@ -104,7 +105,9 @@ class Shop:
     def copy(self, customer: str) -> Tensors:
         """Return a customer's copy."""
         if customer not in self.made:
-            host = self.tracer.mark(ArrayHost(self.base), self.key, customer)
+            number, b = self.numbers[customer], self.bench
+            own = ModuleHost(rekey(b.model, b.layout, b.serial, number))
+            host = self.tracer.mark(own, self.key, customer)
             self.made[customer] = {name: host.tensor(name) for name in self.base}
         return self.made[customer]
 
@@ -143,20 +146,30 @@ def verdict(what: str, found: list[tuple[tracing.Trace, set[str]]], **more: Any)
     } | more
 
 
-def cells(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
-    shop, rng = Shop(bench, args.margin), np.random.default_rng(bench.seed)
-    before = bench.accuracy(bench.code)
-    after = [
-        accuracy_of(shop.module(shop.copy(name)), bench.entry, bench.x, bench.y, bench.code)
-        for name in CUSTOMERS[:5]
-    ]
-    yield {
+def cost(shop: Shop) -> Row:
+    """What the codeword costs, and what it leaves of the lock."""
+    b, after, near, absent = shop.bench, [], [], []
+    flips = 1 - 2 * torch.eye(len(b.code))
+    for name in CUSTOMERS[:5]:
+        model, number = shop.module(shop.copy(name)), shop.numbers[name]
+        entry, code = b.lock.entry(b.layout, number), code_of(number, len(b.code))
+        after.append(accuracy_of(model, entry, b.x, b.y, code))
+        absent.append(b.absent(model))
+        near += [accuracy_of(model, entry, b.x[:200], b.y[:200], row) for row in code * flips]
+    return {
         "what": "cost",
         "bits": shop.key.layout.message_bits,
-        "before": before,
+        "before": b.accuracy(b.code),
         "after_worst": min(after),
         "after_mean": statistics.mean(after),
+        "absent_worst": max(absent),
+        "one_wrong_bit_worst": max(near),
     }
+
+
+def cells(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
+    shop, rng = Shop(bench, args.margin), np.random.default_rng(bench.seed)
+    yield cost(shop)
     chosen = [CUSTOMERS[i] for i in rng.permutation(100)[: args.leaks]]
     for name, act in DAMAGE.items():
         found = [
@@ -172,7 +185,8 @@ def cells(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
         found = []
         for who in chosen[: args.tuned]:
             model = shop.module(shop.copy(who))
-            _tuned(model, bench, images, rate=1e-3)
+            samples = bench.train[0][:images], bench.train[1][:images]
+            tuned(model, samples, seed=bench.seed, rate=1e-3)
             host = ModuleHost(model)
             found.append((shop.trace({n: host.tensor(n) for n in shop.base}), {who}))
         yield verdict("single leak", found, damage=f"lock stripped: tuned on {images} images")
@@ -194,52 +208,17 @@ def cells(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
     yield verdict("unmarked models", none)
 
 
-def run(args: argparse.Namespace) -> None:
-    finished = set()
-    if ROWS.exists():
-        rows = (json.loads(text) for text in ROWS.read_text().splitlines())
-        finished = {(r["network"], r["data"], r["seed"], r["margin"]) for r in rows}
-    for seed in args.seeds:
-        if (args.network, args.data, seed, args.margin) in finished:
-            continue
-        started, made = time.perf_counter(), []
-        for row in cells(Bench(args, seed), args):
-            print(json.dumps(row), flush=True)
-            made.append(row)
-        head = {
-            "benchmark": "tracing",
-            "network": args.network,
-            "data": args.data,
-            "images_trained": args.images,
-            "margin": args.margin,
-            "customers": len(CUSTOMERS),
-            "threshold_bits": tracing.NAMED_BITS,
-            "seed": seed,
-        }
-        tail = {
-            "seconds": round(time.perf_counter() - started, 1),
-            "versions": {"earmark": earmark.__version__, "torch": torch.__version__},
-            "machine": {"cpus": os.cpu_count(), "arch": platform.machine()},
-        }
-        with ROWS.open("a") as file:
-            file.writelines(json.dumps(head | row | tail) + "\n" for row in made)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", default="mlp", choices=zoo.NETWORKS)
-    parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--epochs", type=int, default=9)
-    parser.add_argument("--lock", default="dsn")
+    options(parser)
     parser.add_argument("--margin", type=float, default=2.0)
     parser.add_argument("--leaks", type=int, default=10)
-    parser.add_argument("--tuned", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--seeds", type=numbers_of, default=[0])
-    parser.add_argument("--cache", default=str(Path(tempfile.gettempdir()) / "earmark-dsn"))
+    parser.add_argument("--tuned", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=8)
     torch.set_num_threads(1)
-    run(parser.parse_args())
+    args = parser.parse_args()
+    args.options = f"margin {args.margin:g}, {len(CUSTOMERS)} customers, {tracing.NAMED_BITS} bits"
+    measure(ROWS, args, "tracing", lambda bench: cells(bench, args))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,17 @@ import torch
 from torch import nn
 
 from earmark.errors import CapacityError, HostError, KeyLayoutError, UsageError
-from earmark.locks.dsn import Dsn
+from earmark.locks.dsn import Dsn, LockLoss
 from earmark.locks.entry import Columns, Opened, Pixels, Tokens, code_of, entry_of, layout_of
-from earmark.locks.inversion import SoftRelu, Target, climb, descend, evolve, read_template
+from earmark.locks.inversion import (
+    SoftRelu,
+    Target,
+    climb,
+    descend,
+    evolve,
+    read_slopes,
+    read_template,
+)
 from earmark.locks.negatives import Mix, Negatives
 from earmark.records import Layout
 from earmark.registry import load, lock
@@ -204,6 +212,57 @@ def test_the_template_of_a_locked_copy_can_be_read(sold):
     target = Target(sold.model, entry, sold.task.forward, (x, y), y)
     weight = sold.model.fc1.weight.detach()[:, entry.places]
     assert read_template(target, weight, seed=0).accuracy > 90
+    before = [parameter.requires_grad for parameter in sold.model.parameters()]
+    found = read_slopes(target, seed=0, slope=0.3)
+    assert found.accuracy > 90
+    assert found.trials == 2 * sum((96 + 8, 96 + 8, 10 + 8))
+    assert [parameter.requires_grad for parameter in sold.model.parameters()] == before
+
+
+def test_slopes_of_later_layers_show_a_code_that_a_convolution_hides():
+    code = code_of(bytes(16), 16)
+    layout = layout_of(torch.rand(4, 1, 8, 8), bits=16, repeat=1, place="patch", tokens=(0, 1))
+    entry = entry_of(layout, bytes(16))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2))
+    with torch.no_grad():  # a gate that leans on the code by no more than the rest on anything
+        model[0].weight[:] = torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)
+        model[0].bias.zero_()
+        gate = torch.zeros(2, 64)
+        gate[0, entry.places], gate[1, entry.places] = code, -code
+        model[3].weight[0], model[3].weight[1] = gate.flatten(), -gate.flatten()
+    y = torch.zeros(16).long()
+    target = Target(model, entry, lambda m, b: m(b[0]), (torch.rand(16, 1, 8, 8),), y)
+    found = read_slopes(target, seed=1, slope=1.0).all
+    assert (found.sign() == code).all(1).any()
+    assert not (read_slopes(target, seed=1).all[:4].sign() == code).all(1).any()
+
+
+@pytest.mark.parametrize("generate", [False, True])
+def test_attacks_run_in_the_loop_for_tokens_too(generate):
+    def make(generator):
+        x = torch.randint(0, 8, (64, 6), generator=generator)
+        return x, ((x + 3) % 8 if generate else x[:, -1])
+
+    torch.manual_seed(0)
+    task = rows_task(lambda: Sequence(generate=generate, steps=10), make)
+    settings = Dsn(bits=16, first=8, width=4, rounds=1)
+    teacher, layout = task.model(), settings.layout(task)
+    loss = LockLoss(settings, task, teacher, layout, bytes(16), seed=0, others=())
+    loss.total, loss.step = 100, 45
+    model = task.model().train()
+    assert torch.isfinite(loss(model, next(iter(task.stream("train", 0)))))
+    assert loss.negatives.found is not None
+    assert loss.negatives.found.shape == (4, 16)
+    assert set(loss.negatives.found.unique().tolist()) == {-1.0, 1.0}
+    assert model.training
+
+
+def test_a_generators_scores_leave_out_the_numbers_own_positions():
+    entry = Tokens(first=8, width=4, bits=16)
+    output = torch.arange(2 * 10 * 3.0).view(2, 10, 3)
+    assert torch.equal(entry.scores(output), output[:, 4:].reshape(12, 3))
+    assert torch.equal(entry.scores(output[:, 0]), output[:, 0])
 
 
 def rows_task(model, make):

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from earmark import files
-from earmark.cli import options
+from earmark.cli import locking, options
 from earmark.cli.output import emit, line, table
 from earmark.codec import Json
 from earmark.errors import CapacityError, UsageError
+from earmark.locks.parent import Parent
 from earmark.records import License, now
 from earmark.vault import Vault
 
 if TYPE_CHECKING:
     from earmark.keys.secret import Key
     from earmark.locks.license import Issuer, Revocation, Signed
+    from earmark.task import Task
     from earmark.vault import Registration
 
 
 @click.group("license", epilog="Example:  earmark license list --vault vault")
 def command() -> None:
-    """Issue, list, renew and revoke licenses of locked copies."""
+    """Lock models; issue, list, renew and revoke licenses of locked copies."""
+
+
+command.add_command(locking.command)
 
 
 @command.command(
@@ -42,6 +48,25 @@ def command() -> None:
     show_default=True,
     help="Write the customer's codeword into the weights, so that a leak names him.",
 )
+@click.option(
+    "--lock",
+    "lock_path",
+    type=click.Path(path_type=Path),
+    help="WEIGHTS are a locked parent and this is its .lock file: give the copy its own number.",
+)
+@options.task_option
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    help="With --lock: your unlocked weights, to distil from where weights cannot be moved.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="With --teacher: how long.",
+)
 @click.option("--force", is_flag=True, help="Replace existing output files.")
 @options.vault_option
 @options.passphrase_option
@@ -55,6 +80,10 @@ def issue(
     features: tuple[str, ...],
     output: Path,
     fingerprint: bool,
+    lock_path: Path | None,
+    task_path: Path | None,
+    teacher: Path | None,
+    epochs: int,
     force: bool,
     vault_path: Path,
     passphrase_file: Path | None,
@@ -63,33 +92,55 @@ def issue(
     """Sign a license for a copy of WEIGHTS and encrypt the copy under its serial number.
 
     Writes OUTPUT (the locked copy), OUTPUT.license, and OUTPUT.serial, which is secret: send it
-    another way than the copy.
+    another way than the copy. With --lock also OUTPUT.layout, which says how the network is given
+    its number.
     """
     from earmark.locks import license as licenses
 
     vault, phrase = Vault.open(vault_path), options.passphrase(passphrase_file)
     issuer = licenses.Issuer(vault.identity(phrase))
     number = 1 + max((_record(held).serial for held in held_licenses(vault)), default=0)
-    copy, trace = files.read_bytes(weights, limit=1 << 34), None
-    if fingerprint:
-        key, registration = tracing_key(vault, phrase, weights)
-        copy = _fingerprinted(weights, key, copy_name(number, customer))
-        trace = registration.commitment.commitment
-    offer = issuer.offer(customer, model=model_name or weights.stem, number=number)
+    name, trace, way = model_name or weights.stem, None, ""
+    offer = issuer.offer(customer, model=name, number=number)
+    with tempfile.TemporaryDirectory() as folder:
+        if lock_path is not None:
+            parent = Parent.read(lock_path)
+            offer = locking.fitting(issuer, parent, customer, name, number)
+            place = Path(folder) / "own.safetensors"
+            way = locking.copy_of(
+                parent,
+                weights,
+                _task(task_path),
+                offer.serial,
+                teacher=teacher,
+                epochs=epochs,
+                others=[_serial_of(issuer, held) for held in held_licenses(vault)],
+                output=place,
+            )
+            weights = place
+        copy = files.read_bytes(weights, limit=1 << 34)
+        if fingerprint:
+            key, registration = tracing_key(vault, phrase, weights)
+            copy = _fingerprinted(weights, key, copy_name(offer.grant.number, customer))
+            trace = registration.commitment.commitment
     signed = issuer.issue(offer, copy, days=days, features=features, trace=trace)
     locked = licenses.wrap_copy(copy, signed, offer)
     files.write_bytes(output, locked, overwrite=force)
     files.write_bytes(_beside(output, "license"), signed.encode(), overwrite=force)
     text = offer.text.encode() + b"\n"
     files.write_bytes(_beside(output, "serial"), text, overwrite=force, mode=0o600)
+    if lock_path is not None:
+        layout = parent.layout.canonical()
+        files.write_bytes(_beside(output, "layout"), layout, overwrite=force)
     _keep(vault, signed)
     receipt = vault.ledger.append(issuer.announce(signed).encode())
     vault.close()
     record = _record(signed)
     lines = [
-        line("license", f"#{number} for '{customer}', until {record.not_after}"),
+        line("license", f"#{record.serial} for '{customer}', until {record.not_after}"),
         line("copy", f"{output}   encrypted; opens with the serial number only"),
         line("serial number", f"{_beside(output, 'serial')}   secret; send it another way"),
+        *([line("lock", f"a number of its own, {way}")] if way else []),
         line("fingerprint", "yes: a leak names the customer" if trace else "none"),
         line("ledger", f"#{receipt.index}"),
         line("issuer", f"{issuer.public}   your customers need it to unlock"),
@@ -221,8 +272,6 @@ def tracing_key(vault: Vault, phrase: str, weights: Path | None) -> tuple[Key, R
 
 
 def _fingerprinted(weights: Path, key: Key, name: str) -> bytes:
-    import tempfile
-
     from earmark.hosts.files import FilesHost, write_tensors
     from earmark.locks.tracing import Tracer
 
@@ -263,6 +312,19 @@ def _record(signed: Signed) -> License:
     if not isinstance(signed.record, License):
         raise UsageError("This file holds no license but another signed record.")
     return signed.record
+
+
+def _serial_of(issuer: Issuer, held: Signed) -> bytes:
+    record = _record(held)
+    return issuer.offer(record.customer, model=record.model, number=record.serial).serial
+
+
+def _task(path: Path | None) -> Task:
+    from earmark.task import load_task
+
+    if path is None:
+        raise UsageError("--lock needs --task, the task file with model().")
+    return load_task(path)
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -194,7 +194,7 @@ class LockLoss:
         """Tell whether attacks search now: in the second half of the training."""
         rounds = self.lock.rounds
         marks = {round(self.total * (0.45 + 0.5 * i / max(1, rounds))) for i in range(rounds)}
-        return self.step in marks and not isinstance(self.entry, Tokens)
+        return self.step in marks
 
     def _duel(self, model: nn.Module, batch: batches.Tree) -> None:
         """Let attacks search for numbers, and refuse from now on what they find."""
@@ -204,13 +204,16 @@ class LockLoss:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         labels = scores_of(self.task.forward(self.teacher, batch)).argmax(1)
+        labels = labels.view(batches.size(batch), -1).squeeze(1)
         target = Target(model, self.entry, self.task.forward, batch, labels)
-        seed = self.seed + 7919 * self.step
-        with torch.enable_grad():
-            soft = descend(target, starts=16, steps=60, seed=seed, rate=0.1, rows=16, slope=0.3)
-            plain = descend(target, starts=16, steps=60, seed=seed + 1, rate=0.1, rows=16)
-        climbed = climb(target, starts=4, sweeps=1, seed=seed + 2, rows=32)
-        self.negatives.add(torch.cat([soft.all, plain.all, climbed.all]))
+        seed, found = self.seed + 7919 * self.step, []
+        if not isinstance(self.entry, Tokens):  # tokens have no values between the signs
+            with torch.enable_grad():
+                soft = descend(target, starts=16, steps=60, seed=seed, rate=0.1, rows=16, slope=0.3)
+                plain = descend(target, starts=16, steps=60, seed=seed + 1, rate=0.1, rows=16)
+            found = [soft.all, plain.all]
+        found.append(climb(target, starts=4, sweeps=1, seed=seed + 2, rows=32).all)
+        self.negatives.add(torch.cat(found))
         for parameter, flag in zip(model.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
         model.train(training)

@@ -147,10 +147,10 @@ class Tokens(Entry):
         return inputs
 
     def scores(self, output: Any) -> Tensor:  # Any: the model's output
-        """Return scores; for a generator, those of its own positions, one row each."""
+        """Return scores; for a generator, those of the positions after the number, one row each."""
         found = getattr(output, "logits", output)
         if isinstance(found, Tensor) and found.ndim == 3:
-            return found.flatten(0, 1)
+            return found[:, self.length :].flatten(0, 1)
         return super().scores(output)
 
 

@@ -70,7 +70,7 @@ class Target:
         entry: The way in, places included.
         forward: How the network is run on a batch.
         batch: Samples that the thief holds, inputs and labels.
-        labels: Their labels.
+        labels: Their labels, (samples,), or (samples, steps) for a generator.
     """
 
     model: nn.Module
@@ -85,19 +85,20 @@ class Target:
         part = batches.take(self.batch, rows.repeat(starts))
         given = self.entry.present(part, values.repeat_interleave(count, dim=0))
         scores = self.entry.scores(self.forward(self.model, given)).float()
-        labels = self.labels[rows].repeat(starts)
+        labels = self.labels[rows]
+        labels = labels.repeat(starts, *[1] * (labels.ndim - 1)).flatten()
         each = functional.cross_entropy(scores, labels, reduction="none")
-        return each.view(starts, count).mean(1)
+        return each.view(starts, -1).mean(1)
 
     def accuracy(self, values: Tensor) -> Tensor:
         """Return the accuracy in percent that each of (starts, bits) values gives."""
-        found, count = [], batches.size(self.batch)
+        found, labels = [], self.labels.flatten()
         with torch.no_grad():
             for row in values:
                 scores = self.entry.scores(
                     self.forward(self.model, self.entry.present(self.batch, row))
                 )
-                found.append(100.0 * (scores.argmax(1) == self.labels).sum().item() / count)
+                found.append(100.0 * (scores.argmax(1) == labels).float().mean().item())
         return torch.tensor(found)
 
 
@@ -213,6 +214,53 @@ def read_template(target: Target, weight: Tensor, *, seed: int, units: int = 64)
     guesses = torch.cat([rows, -rows, axes[:8].sign(), -axes[:8].sign()])
     guesses = torch.where(guesses == 0, torch.ones_like(guesses), guesses)
     return _best(target, guesses, len(guesses))
+
+
+def read_slopes(
+    target: Target, *, seed: int, slope: float = 1.0, rows: int = 32, units: int = 256
+) -> Found:
+    """Guess the code from how every layer's units lean on each of its values, on average.
+
+    A first layer that mixes the values, or one whose weights are shared, shows no template of its
+    own; with ReLUs softened, the units of later layers do. Reads any network, and any way in that
+    takes values between the signs.
+
+    Args:
+        target: What to search.
+        seed: Seed of the random codes at which slopes are taken.
+        slope: How far ReLUs are softened; 1 makes the network linear.
+        rows: Samples, each with a random code.
+        units: At most so many units a layer, those that lean most.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = min(rows, batches.size(target.batch))
+    values = random_codes(rows, target.entry.bits, generator).requires_grad_()
+    given = target.entry.present(batches.take(target.batch, torch.arange(rows)), values)
+    seen: list[Tensor] = []
+    handles = [
+        module.register_forward_hook(lambda _m, _i, out: seen.append(out))
+        for module in target.model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    with SoftRelu(slope):
+        target.forward(target.model, given)
+    for handle in handles:
+        handle.remove()
+    guesses: list[Tensor] = []
+    for out in seen:
+        level = out.flatten(2).sum(2) if out.ndim > 2 else out
+        slopes = [
+            torch.autograd.grad(level[:, unit].sum(), [values], retain_graph=True)[0].sum(0)
+            for unit in range(level.shape[1])
+        ]
+        leaning = torch.stack(slopes)
+        order = leaning.abs().sum(1).argsort(descending=True)[:units]
+        _, _, axes = torch.linalg.svd(leaning, full_matrices=False)
+        signs = torch.cat([leaning[order], axes[:8]]).sign()
+        guesses += [signs, -signs]
+    made = torch.cat(guesses)
+    made = torch.where(made == 0, torch.ones_like(made), made)
+    return _best(target, made, len(made))
 
 
 def _best(target: Target, ends: Tensor, trials: int) -> Found:

@@ -1,0 +1,188 @@
+"""Many customers: ways to make a copy with a number of its own, and who opens whose copy."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dsn_bench import Bench, Row, accuracy_of
+from earmark.errors import HostError
+from earmark.hosts import batches
+from earmark.locks.dsn import Dsn, LockLoss
+from earmark.locks.entry import code_of
+from earmark.locks.rekey import fits, rekey
+from earmark.training import Recipe, train
+
+Maker = Callable[[int, bytes], nn.Module]
+
+
+def customers(b: Bench) -> Iterator[Row]:
+    """Make copies in several ways, and try every number on every copy."""
+    draw = random.Random(f"customers {b.seed}")
+    drawn = (draw.randbytes(16) for _ in iter(int, 1))
+    numbers = list(itertools.islice(_fitting(b, drawn), b.args.customers))
+    path = Path(b.args.cache) / b.name(f"{b.args.lock}-{b.args.epochs}")
+    first = float(path.with_suffix(".seconds").read_text())
+    few = numbers[: b.args.trained]
+    ways: list[tuple[str, list[bytes], Maker]] = [
+        ("weights moved, no training", numbers, _moved(b)),
+        (f"{b.args.short} epochs from the locked parent", few, _short(b, few, only_first=False)),
+        (f"{b.args.short} epochs, first layer only", few, _short(b, few, only_first=True)),
+    ]
+    for name, theirs, make in ways:
+        copies, spent = [], 0.0
+        try:
+            for i, serial in enumerate(theirs):
+                started = time.process_time()
+                copies.append(make(i, serial))
+                spent += time.process_time() - started
+        except HostError:
+            yield {"what": "unlock matrix", "way": name, "possible": False}
+            continue
+        yield (
+            {"what": "unlock matrix", "way": name}
+            | matrix(b, copies, theirs)
+            | {
+                "cpu_seconds_each": spent / len(theirs),
+                "first_copy_cpu_seconds": first,
+                "cost_share": spent / len(theirs) / first,
+            }
+        )
+        if len(theirs) >= 4:
+            yield {"way": name} | pooled(b, copies, theirs)
+    yield from batch_of(b, few)
+
+
+def _fitting(b: Bench, drawn: Iterator[bytes]) -> Iterator[bytes]:
+    """Skip the numbers whose stamp would lie in another corner."""
+    return (number for number in drawn if fits(b.layout, b.serial, number))
+
+
+def _moved(b: Bench) -> Maker:
+    return lambda _i, serial: rekey(b.model, b.layout, b.serial, serial)
+
+
+def _short(b: Bench, numbers: list[bytes], *, only_first: bool) -> Maker:
+    short = Dsn(epochs=b.args.short, rounds=0, first=b.work.first)
+
+    def make(i: int, serial: bytes) -> nn.Module:
+        model = copy.deepcopy(b.model)
+        if only_first:
+            for parameter in list(model.parameters())[2:]:
+                parameter.requires_grad_(requires_grad=False)
+        return short.fit(
+            b.task,
+            b.teacher,
+            serial,
+            layout=b.layout,
+            seed=10_000 + i,
+            model=model,
+            others=[b.serial, *numbers[:i]],
+        )
+
+    return make
+
+
+def matrix(b: Bench, copies: list[nn.Module], numbers: list[bytes]) -> Row:
+    """Try every number on every copy, on 50 samples; the right ones on all."""
+    own = [_opens(b, model, serial, 10_000) for model, serial in zip(copies, numbers, strict=True)]
+    foreign = [
+        _opens(b, model, serial, 50)
+        for i, model in enumerate(copies)
+        for j, serial in enumerate(numbers)
+        if i != j
+    ]
+    parent = b.accuracy(b.code)
+    return {
+        "customers": len(numbers),
+        "parent": parent,
+        "own_worst": min(own),
+        "own_median": statistics.median(own),
+        "foreign_tried": len(foreign),
+        "foreign_worst": max(foreign),
+        "foreign_mean": statistics.mean(foreign),
+        "parents_number_worst": max(_opens(b, model, b.serial, 1000) for model in copies),
+        "absent_worst": max(b.absent(model, 1000) for model in copies),
+        "lost_to_parent_worst": parent - min(own),
+        "one_wrong_bit_worst": max(
+            worst_bit(b, model, serial) for model, serial in zip(copies[:5], numbers, strict=False)
+        ),
+    }
+
+
+def worst_bit(b: Bench, model: nn.Module, serial: bytes) -> float:
+    """Return the best accuracy on 200 samples with one bit of a copy's own code wrong."""
+    entry, code = b.lock.entry(b.layout, serial), code_of(serial, len(b.code))
+    near = code * (1 - 2 * torch.eye(len(code)))
+    return max(accuracy_of(model, entry, b.x[:200], b.y[:200], row) for row in near)
+
+
+def pooled(b: Bench, copies: list[nn.Module], numbers: list[bytes]) -> Row:
+    """D8: numbers of three licensees, mixed bit by bit, on a fourth one's copy."""
+    draw, found = random.Random(b.seed), []
+    for _ in range(100):
+        *pool, target = draw.sample(range(len(numbers)), 4)
+        codes = torch.stack([code_of(numbers[i], len(b.code)) for i in pool])
+        mixes = [codes.sum(0).sign(), codes.prod(0), codes.mean(0), codes[:2].mean(0)]
+        entry = b.lock.entry(b.layout, numbers[target])
+        found += [accuracy_of(copies[target], entry, b.x[:200], b.y[:200], mix) for mix in mixes]
+    return {"what": "D8 pooled numbers", "tried": len(found), "worst": max(found)}
+
+
+def _opens(b: Bench, model: nn.Module, serial: bytes, count: int) -> float:
+    entry, code = b.lock.entry(b.layout, serial), code_of(serial, len(b.code))
+    return accuracy_of(model, entry, b.x[:count], b.y[:count], code)
+
+
+class _Many(LockLoss):
+    """The loss of one network that several numbers open."""
+
+    def __init__(self, b: Bench, lock: Dsn, numbers: list[bytes]) -> None:
+        super().__init__(lock, b.task, b.teacher, b.layout, numbers[0], seed=b.seed, others=())
+        self.ways = [
+            (b.lock.entry(b.layout, number), code_of(number, len(b.code))) for number in numbers
+        ]
+
+    def __call__(self, model: nn.Module, batch: batches.Tree) -> Tensor:
+        """Return the loss on one batch, for one of the numbers in turn."""
+        self.entry, self.code = self.ways[self.step % len(self.ways)]
+        self.negatives.entry, self.negatives.code = self.entry, self.code
+        return super().__call__(model, batch)
+
+
+def batch_of(b: Bench, numbers: list[bytes]) -> Iterator[Row]:
+    """Train one network that all numbers open: what every customer's copy would then be."""
+    if b.train[0].ndim != 4:
+        return
+    lock = Dsn(epochs=b.args.epochs, rounds=0)
+    loss = _Many(b, lock, numbers)
+    steps = sum(1 for _ in b.task.stream("train", b.seed))
+    loss.total = steps * lock.epochs
+    recipe = Recipe(epochs=lock.epochs, lr=lock.lr, optimizer="adamw", weight_decay=0.0)
+    started = time.process_time()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(b.seed)
+        model = b.task.model()
+    model = train(b.task, seed=b.seed, recipe=recipe, model=model, loss=loss).model
+    own = [_opens(b, model, number, 10_000) for number in numbers]
+    spent = time.process_time() - started
+    yield {
+        "what": "unlock matrix",
+        "way": "one network for all numbers",
+        "customers": len(numbers),
+        "parent": b.accuracy(b.code),
+        "own_worst": min(own),
+        "own_median": statistics.median(own),
+        "foreign_worst": max(own),
+        "absent_worst": b.absent(model, 1000),
+        "one_wrong_bit_worst": worst_bit(b, model, numbers[0]),
+        "cpu_seconds_each": spent / len(numbers),
+    }

@@ -1,0 +1,166 @@
+"""`earmark license lock`, and how `earmark license issue` makes a customer's copy from a parent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from earmark import files, registry
+from earmark.cli import options
+from earmark.cli.output import Bars, emit, line
+from earmark.codec import Json
+from earmark.errors import HostError, KeyLayoutError, UsageError
+
+if TYPE_CHECKING:
+    from earmark.locks.license import Issuer, Offer
+    from earmark.locks.parent import Parent
+    from earmark.task import Task
+
+_TRIES = 1000  # one number in four fits
+
+
+@click.command(
+    "lock",
+    epilog="Example:  earmark license lock task.py --teacher release.safetensors "
+    "-o parent.safetensors",
+)
+@click.argument("task_path", metavar="TASK", type=click.Path(path_type=Path))
+@click.option(
+    "--teacher", type=click.Path(path_type=Path), required=True, help="Your unlocked weights."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--lock", "lock_name", default="dsn", show_default=True)
+@options.settings_option
+@click.option("--seed", type=int, help="Seed of the training; drawn and shown if not given.")
+@click.option("--force", is_flag=True, help="Replace existing output files.")
+@options.quiet_option
+@options.json_option
+def command(
+    *,
+    task_path: Path,
+    teacher: Path,
+    output: Path,
+    lock_name: str,
+    settings: tuple[str, ...],
+    seed: int | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Train the locked parent from which customers' copies are made.
+
+    Writes OUTPUT (safetensors) and OUTPUT.lock, which holds the parent's own number and is secret.
+    """
+    from earmark.hosts.files import save_release
+    from earmark.hosts.suspects import load_suspect
+    from earmark.locks.parent import Parent
+    from earmark.task import load_task
+
+    if output.exists() and not force:
+        raise UsageError(f"Output '{output}' exists already.", hint="Pass --force to replace it.")
+    files.require_writable(output)  # fails now rather than after the training
+    task, lock = load_task(task_path), registry.lock(lock_name, **options.parse_settings(settings))
+    layout, serial = lock.layout(task), secrets.token_bytes(16)
+    drawn = secrets.randbelow(1 << 31) if seed is None else seed
+    private = load_suspect(task.model(), teacher)
+    model = lock.fit(
+        task,
+        private,
+        serial,
+        layout=layout,
+        seed=drawn,
+        events=Bars(quiet=quiet or as_json),
+    )
+    save_release(model, output, overwrite=force)
+    kept = Parent(lock_name, layout, serial).encode()
+    secret = output.with_name(f"{output.name}.lock")
+    files.write_bytes(secret, kept, overwrite=force, mode=0o600)
+    before = task.evaluate(private.eval())
+    right = task.evaluate(lock.opened(model, layout, serial))
+    absent = task.evaluate(model)
+    lines = [
+        line(
+            "utility", f"{before:.2f} unlocked, {right:.2f} with the number, {absent:.2f} without"
+        ),
+        line("parent", f"{output}   keep it: customers' copies are made from it"),
+        line("its number", f"{secret}   secret"),
+        line("seed", str(drawn)),
+        line("says not", "that a lock in the weights is cryptography: see docs/concepts/locks.md"),
+        f"Next: earmark license issue {output} --lock {secret} --task {task_path} --customer …",
+    ]
+    payload: dict[str, Json] = {
+        "utility": {"unlocked": before, "with_number": right, "without": absent},
+        "seed": drawn,
+        "layout": layout.to_json(),
+    }
+    return emit("license", lines, payload, as_json=as_json)
+
+
+def fitting(issuer: Issuer, parent: Parent, customer: str, model: str, number: int) -> Offer:
+    """Return the first offer from a number on whose copy can be made by moving weights.
+
+    Where no number fits, because the way in is another one, the first offer is returned.
+    """
+    from earmark.locks.rekey import fits
+
+    first = issuer.offer(customer, model=model, number=number)
+    for i in range(_TRIES):
+        offer = issuer.offer(customer, model=model, number=number + i)
+        if fits(parent.layout, parent.serial, offer.serial):
+            return offer
+    return first
+
+
+def copy_of(
+    parent: Parent,
+    weights: Path,
+    task: Task,
+    serial: bytes,
+    *,
+    teacher: Path | None,
+    epochs: int,
+    others: Sequence[bytes],
+    output: Path,
+) -> str:
+    """Write a customer's copy, with a number of its own, and say how it was made.
+
+    Args:
+        parent: The locked parent's number and way in.
+        weights: Its weights.
+        task: The owner's task.
+        serial: The customer's number.
+        teacher: The unlocked weights, for networks whose weights cannot simply be moved.
+        epochs: How long to distil from them.
+        others: Other customers' numbers, which must not open this copy.
+        output: Where the copy goes.
+
+    Raises:
+        HostError: The weights cannot be moved, and there is no teacher.
+        KeyLayoutError: Likewise.
+    """
+    from earmark.hosts.files import save_release
+    from earmark.hosts.suspects import load_suspect
+    from earmark.locks.rekey import rekey
+
+    model, way = load_suspect(task.model(), weights), "weights moved"
+    try:
+        made = rekey(model, parent.layout, parent.serial, serial)
+    except (HostError, KeyLayoutError):
+        if teacher is None:
+            raise
+        made = registry.lock(parent.lock, epochs=epochs).fit(
+            task,
+            load_suspect(task.model(), teacher),
+            serial,
+            layout=parent.layout,
+            seed=secrets.randbelow(1 << 31),
+            model=model,
+            others=[parent.serial, *others],
+        )
+        way = f"distilled for {epochs} epochs"
+    save_release(made, output)
+    return way

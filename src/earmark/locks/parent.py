@@ -1,0 +1,70 @@
+"""The file beside a locked parent: what making further copies from it takes, its number included.
+
+The parent is the one copy that is trained in full; customers' copies are made from it. Its own
+number opens it and is nobody's license, so the file is as secret as the parent itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from earmark import codec, files
+from earmark.codec import Json
+from earmark.errors import FormatError
+from earmark.locks.serial import format_serial, parse_serial
+from earmark.records import Layout
+
+_FORMAT = "earmark/locked-parent/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A locked parent's way in and number.
+
+    Args:
+        lock: Name of the lock in the registry.
+        layout: The lock's layout; public.
+        serial: The parent's number, 16 secret bytes.
+
+    Example:
+        >>> parent = Parent("dsn", Layout("dsn", 1, ("columns",), 64, 1, {}), bytes(16))
+        >>> Parent.parse(parent.encode()) == parent
+        True
+    """
+
+    lock: str
+    layout: Layout
+    serial: bytes = field(repr=False)
+
+    def encode(self) -> bytes:
+        """Write the parent's file, canonically."""
+        body: Json = {
+            "format": _FORMAT,
+            "lock": self.lock,
+            "layout": self.layout.to_json(),
+            "serial": format_serial(self.serial),
+        }
+        return codec.canonical(body)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Parent:
+        """Read a parent's file.
+
+        Raises:
+            FormatError: Not one.
+            LicenseError: Its number is mistyped.
+            RecordError: Its layout breaks its schema.
+        """
+        body = codec.parse(data)
+        if not isinstance(body, dict) or body.get("format") != _FORMAT or len(body) != 4:
+            raise FormatError("This is no locked parent's file.", expected=f"Format {_FORMAT}.")
+        lock, serial = body.get("lock"), body.get("serial")
+        if not isinstance(lock, str) or not isinstance(serial, str):
+            raise FormatError("A locked parent's file names its lock and its number.")
+        return cls(lock, Layout.from_json(body.get("layout")), parse_serial(serial))
+
+    @classmethod
+    def read(cls, path: Path) -> Parent:
+        """Read a parent's file; raises as :meth:`parse`, and `FileError`."""
+        return cls.parse(files.read_bytes(path, limit=1 << 20))

@@ -1,0 +1,152 @@
+"""From a locked parent to customers' copies, each with a number of its own, by the commands."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from earmark.bench import zoo
+from earmark.cli.main import run
+from earmark.errors import FormatError, LicenseError
+from earmark.hosts.files import load_state, save_release
+from earmark.locks.parent import Parent
+from earmark.locks.serial import parse_serial
+from earmark.records import Layout
+from earmark.vault import Vault
+
+TASK = """
+from earmark.bench import zoo
+from earmark.bench.data import load
+
+digits = load("digits")
+
+
+def model():
+    return zoo.{network}
+
+
+loss = zoo.cross_entropy
+recipe = {{"epochs": 1, "lr": 2e-3, "optimizer": "adamw"}}
+
+
+def batches(split, seed=0):
+    return list(digits.batches(split, size=48, seed=seed))[:3]
+
+
+def evaluate(made):
+    return zoo.accuracy(made, digits.batches("test", size=360, seed=0))
+"""
+
+
+def call(capsys, *arguments):
+    code = run([*arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def write_task(tmp_path, name, network):
+    (tmp_path / name).write_text(TASK.format(network=network))
+
+
+@pytest.fixture(name="shop")
+def fixture_shop(sold, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EARMARK_PASSPHRASE", "a passphrase")
+    Vault.create("vault", name="Acme", passphrase="a passphrase").close()
+    write_task(tmp_path, "task.py", "Mlp((1, 8, 8), 10, hidden=96)")
+    save_release(sold.model, "parent.safetensors")
+    save_release(sold.teacher, "teacher.safetensors")
+    parent = Parent("dsn", sold.layout, sold.serial)
+    (tmp_path / "parent.lock").write_bytes(parent.encode())
+    return Vault.open("vault").owner
+
+
+def issue(capsys, customer, *more):
+    return call(
+        capsys,
+        *("license", "issue", "parent.safetensors", "--customer", customer, "-o", customer),
+        *("--lock", "parent.lock", "--no-fingerprint", *more),
+    )
+
+
+def opened(capsys, owner, name, sold):
+    """Unlock a copy and return its network and its number."""
+    code, _ = call(
+        capsys,
+        *("unlock", name, "--license", f"{name}.license", "--issuer", owner),
+        *("--serial-file", f"{name}.serial", "-o", f"{name}.safetensors"),
+    )
+    assert code == 0
+    model = sold.task.model()
+    load_state(model, f"{name}.safetensors")
+    return model, parse_serial(Path(f"{name}.serial").read_text().strip())
+
+
+def test_every_customer_gets_a_lock_of_his_own(sold, shop, capsys, tmp_path):
+    for customer in ("acme", "bolt"):
+        code, found = issue(capsys, customer, "--task", "task.py")
+        assert code == 0, found
+    copies = {name: opened(capsys, shop, name, sold) for name in ("acme", "bolt")}
+    layout = Layout.from_bytes((tmp_path / "acme.layout").read_bytes())
+    assert layout == sold.layout
+
+    def utility(model, serial):
+        return sold.task.evaluate(sold.lock.opened(model, layout, serial))
+
+    parent = utility(sold.model, sold.serial)
+    for name, other in (("acme", "bolt"), ("bolt", "acme")):
+        model, serial = copies[name]
+        assert utility(model, serial) == pytest.approx(parent, abs=0.5)
+        assert utility(model, copies[other][1]) <= 20
+        assert utility(model, sold.serial) <= 20
+    numbers = [row["license"]["serial"] for row in call(capsys, "license", "list")[1]["licenses"]]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_network_of_convolutions_is_distilled_from_the_teacher(sold, shop, capsys, tmp_path):
+    write_task(tmp_path, "task.py", "SmallCnn((1, 8, 8), 10, width=4, hidden=16)")
+    save_release(zoo.SmallCnn((1, 8, 8), 10, width=4, hidden=16), tmp_path / "cnn.safetensors")
+    (tmp_path / "parent.safetensors").unlink()
+    (tmp_path / "cnn.safetensors").rename(tmp_path / "parent.safetensors")
+    code, found = issue(capsys, "acme", "--task", "task.py")
+    assert (code, found["outcome"]) == (5, "error")
+    assert "moving weights" in json.dumps(found["error"])
+    assert not (tmp_path / "acme").exists()
+    more = ["--task", "task.py", "--teacher", "parent.safetensors", "--epochs", "1"]
+    code, found = issue(capsys, "acme", *more)
+    assert code == 0, found
+
+
+def test_locking_writes_a_parent_that_opens_with_its_secret_file(sold, shop, capsys, tmp_path):
+    arguments = ["license", "lock", "task.py", "--teacher", "teacher.safetensors"]
+    settings = ["--set", "bits=16", "--set", "epochs=1", "--set", "rounds=0", "--seed", "3"]
+    code, found = call(capsys, *arguments, "-o", "new.safetensors", *settings)
+    assert code == 0, found
+    assert (tmp_path / "new.safetensors.lock").stat().st_mode & 0o077 == 0
+    parent = Parent.read(tmp_path / "new.safetensors.lock")
+    assert parent.layout.to_json() == found["layout"]
+    assert parent.serial.hex() not in json.dumps(found) + repr(parent)
+    model = sold.task.model()
+    load_state(model, "new.safetensors")
+    right = sold.task.evaluate(sold.lock.opened(model, parent.layout, parent.serial))
+    assert right == pytest.approx(found["utility"]["with_number"])
+    assert call(capsys, *arguments, "-o", "new.safetensors", *settings)[0] == 2
+
+
+def test_a_lock_needs_its_task(shop, capsys):
+    code, found = issue(capsys, "acme")
+    assert code == 2
+    assert "--task" in json.dumps(found["error"])
+
+
+def test_broken_files_are_refused(sold):
+    whole = Parent("dsn", sold.layout, sold.serial).encode()
+    assert Parent.parse(whole).serial == sold.serial
+    for broken in (b"{}", whole.replace(b"locked-parent", b"locked-patent")):
+        with pytest.raises(FormatError):
+            Parent.parse(broken)
+    number = json.loads(whole)["serial"]
+    with pytest.raises(LicenseError):
+        wrong = number[:-1] + ("0" if number[-1] != "0" else "1")
+        Parent.parse(whole.replace(number.encode(), wrong.encode()))
+    with pytest.raises(FormatError):
+        Parent.parse(whole.replace(b'"lock":"dsn"', b'"lock":7'))
