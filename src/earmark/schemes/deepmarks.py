@@ -7,19 +7,20 @@ in :mod:`earmark.keys.tracing`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from earmark.errors import UsageError
-from earmark.hosts.access import Forward, Host, Tree, plain_forward
+from earmark.hosts.access import Forward, Host, plain_forward
 from earmark.keys.secret import Disclosure, Key
-from earmark.records import Access, Evidence, Layout
+from earmark.records import Access, Evidence
 from earmark.schemes import filter_means
-from earmark.schemes.base import Mark, Scheme
+from earmark.schemes.base import Mark
+from earmark.schemes.filter_means import FilterMeans
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +48,7 @@ def word(user: int) -> NDArray[np.int8]:
 
 
 @dataclass(frozen=True)
-class DeepMarks(Scheme):
+class DeepMarks(FilterMeans):
     """Write a customer's code word into projections of each layer's mean filter.
 
     Args:
@@ -78,7 +79,6 @@ class DeepMarks(Scheme):
     carrier: tuple[str, ...] = ()
 
     name: ClassVar[str] = "deepmarks"
-    needs: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
     summary: ClassVar[str] = "Literature baseline: customers' fingerprints in the mean filters."
 
     def __post_init__(self) -> None:
@@ -90,32 +90,9 @@ class DeepMarks(Scheme):
                 expected="At least 1 shard, and both others above 0.",
             )
 
-    def new_key(
-        self,
-        host: Host,
-        *,
-        inputs: Tree | None = None,  # noqa: ARG002 - this scheme needs none
-        secret: bytes | None = None,
-    ) -> Key:
-        """Make a key that fits a host; it names the customer.
-
-        Raises:
-            AccessError, CapacityError, CarrierError: As the base class says.
-        """
-        host.require(Access.WEIGHTS, by=self.name)
-        plain = filter_means.layout_for(
-            self.name,
-            self.version,
-            host,
-            carrier=self.carrier,
-            bits=USERS,
-            shards=self.shards,
-        )
-        params = dict(plain.params) | {"user": self.user}
-        layout = Layout(
-            plain.scheme, plain.version, plain.carrier, plain.message_bits, plain.shards, params
-        )
-        return Key.generate(layout, secret=secret)
+    def content(self) -> tuple[int, Mapping[str, Any]]:  # Any: JSON values
+        """Return the bits of a layer; the layout names the customer."""
+        return USERS, {"user": self.user}
 
     @contextmanager
     def attach(

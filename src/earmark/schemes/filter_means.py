@@ -8,24 +8,24 @@ directions, so hits on any model made without the key are Binomial(trials, 1/2).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from earmark.errors import CapacityError, CarrierError, KeyLayoutError
-from earmark.keys.secret import tried
+from earmark.keys.secret import Key, tried
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes import cells as cells_of
-from earmark.schemes.base import Mark
+from earmark.schemes.base import Mark, Scheme
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from earmark.hosts.access import Host
-    from earmark.keys.secret import Disclosure, Key
+    from earmark.hosts.access import Host, Tree
+    from earmark.keys.secret import Disclosure
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +47,51 @@ class Slot:
     signs: NDArray[np.int8]
 
 
-def layout_for(
-    scheme: str, version: int, host: Host, *, carrier: Sequence[str], bits: int, shards: int
-) -> Layout:
-    """Make a layout with some bits in each eligible layer.
+class FilterMeans(Scheme):
+    """A scheme whose bits are projections of each layer's mean filter."""
 
-    Raises:
-        CapacityError: No layer is eligible, or the filters have fewer entries than bits.
-        CarrierError: A glob matches nothing.
-    """
-    shapes = cells_of.eligible(host, carrier)
-    cells_of.allot(shapes, per_bit=1, most=1 << 40)
-    small = [name for name, shape in shapes.items() if math.prod(shape[1:]) < bits]
-    if small:
-        raise CapacityError(
-            f"{bits} bits need filters of as many entries; '{small[0]}' has "
-            f"{math.prod(shapes[small[0]][1:])}.",
-            hint="Ask for fewer bits, or name wider layers.",
+    needs: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
+    carrier: tuple[str, ...]
+    shards: int
+
+    def content(self) -> tuple[int, Mapping[str, Any]]:  # Any: JSON values
+        """Return the bits of a layer, and what else the key's layout shall say."""
+        raise NotImplementedError
+
+    def new_key(
+        self,
+        host: Host,
+        *,
+        inputs: Tree | None = None,  # noqa: ARG002 - these schemes need none
+        secret: bytes | None = None,
+    ) -> Key:
+        """Make a key with some bits in each eligible layer of a host.
+
+        Raises:
+            AccessError: The host does not show its weights.
+            CapacityError: No layer is eligible, or the filters have fewer entries than bits.
+            CarrierError: A glob matches nothing.
+        """
+        host.require(Access.WEIGHTS, by=self.name)
+        bits, more = self.content()
+        shapes = cells_of.eligible(host, self.carrier)
+        cells_of.allot(shapes, per_bit=1, most=1 << 40)
+        small = [name for name, shape in shapes.items() if math.prod(shape[1:]) < bits]
+        if small:
+            raise CapacityError(
+                f"{bits} bits need filters of as many entries; '{small[0]}' has "
+                f"{math.prod(shapes[small[0]][1:])}.",
+                hint="Ask for fewer bits, or name wider layers.",
+            )
+        layout = Layout(
+            self.name,
+            self.version,
+            tuple(shapes),
+            bits * len(shapes),
+            min(self.shards, bits * len(shapes)),
+            {"bits": bits, "shapes": [list(shape) for shape in shapes.values()], **more},
         )
-    return Layout(
-        scheme,
-        version,
-        tuple(shapes),
-        bits * len(shapes),
-        min(shards, bits * len(shapes)),
-        {"bits": bits, "shapes": [list(shape) for shape in shapes.values()]},
-    )
+        return Key.generate(layout, secret=secret)
 
 
 def slots(key: Key | Disclosure) -> list[Slot]:

@@ -6,26 +6,27 @@ where many bits are asked for; :mod:`earmark.schemes.deepwater` does neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from earmark.errors import UsageError
-from earmark.hosts.access import Forward, Host, Tree, plain_forward
+from earmark.hosts.access import Forward, Host, plain_forward
 from earmark.keys.secret import Disclosure, Key
 from earmark.records import Access, Evidence
 from earmark.schemes import filter_means
-from earmark.schemes.base import Mark, Scheme
+from earmark.schemes.base import Mark
+from earmark.schemes.filter_means import FilterMeans
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True)
-class Uchida(Scheme):
+class Uchida(FilterMeans):
     """Push random projections of each layer's mean filter towards a bit each.
 
     Args:
@@ -53,7 +54,6 @@ class Uchida(Scheme):
     carrier: tuple[str, ...] = ()
 
     name: ClassVar[str] = "uchida"
-    needs: ClassVar[frozenset[Access]] = frozenset({Access.WEIGHTS})
     summary: ClassVar[str] = "Literature baseline: projections of each layer's mean filter."
 
     def __post_init__(self) -> None:
@@ -63,28 +63,9 @@ class Uchida(Scheme):
                 expected="At least 1 bit and 1 shard, and a weight above 0.",
             )
 
-    def new_key(
-        self,
-        host: Host,
-        *,
-        inputs: Tree | None = None,  # noqa: ARG002 - this scheme needs none
-        secret: bytes | None = None,
-    ) -> Key:
-        """Make a key that fits a host.
-
-        Raises:
-            AccessError, CapacityError, CarrierError: As the base class says.
-        """
-        host.require(Access.WEIGHTS, by=self.name)
-        layout = filter_means.layout_for(
-            self.name,
-            self.version,
-            host,
-            carrier=self.carrier,
-            bits=self.bits,
-            shards=self.shards,
-        )
-        return Key.generate(layout, secret=secret)
+    def content(self) -> tuple[int, Mapping[str, Any]]:  # Any: JSON values
+        """Return the bits of a layer; the layout says nothing else."""
+        return self.bits, {}
 
     @contextmanager
     def attach(
