@@ -1,7 +1,8 @@
 """Weight files as hosts: one safetensors file, a folder of them, or a sharded checkpoint.
 
 No torch, no model class, no code of the suspect's: NumPy and positioned reads. Memory is bounded by
-one tensor, or by one chunk for those who ask for chunks. Quantized layouts (see
+one tensor, or by one chunk for those who ask for chunks. Several threads may read one host; a
+tensor is hashed beside its reading. Quantized layouts (see
 :mod:`earmark.hosts.packed`) are read as the float tensors that they stand for.
 """
 
@@ -11,6 +12,7 @@ import difflib
 import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_TENSOR_ENTRIES = 1 << 31
 CHUNK = 1 << 22
+AT_ONCE = 2
+"""Tensors that are worth streaming at a time: hashing one takes longer than reading it."""
 _INLINE = 1 << 20
 _INDEX_LIMIT = 100_000_000
 
@@ -62,7 +66,7 @@ class FilesHost(Host):
         self.metadata: dict[str, str] = {}
         self._entries = self._open()
         self._hashes: dict[str, bytes] = {}
-        self._spare: list[NDArray[np.uint8]] = []
+        self._spare: deque[NDArray[np.uint8]] = deque()
         self._stored = packed.layouts(self._entries, self.raw)
 
     def __repr__(self) -> str:
@@ -169,12 +173,10 @@ class FilesHost(Host):
         Raises:
             FileError: A file was truncated meanwhile.
         """
-        for name, entry in sorted(
-            self._entries.items(), key=lambda item: (str(item[1].path), item[1].start)
-        ):
-            if name not in self._hashes:
-                for _ in self._pieces(entry, CHUNK):
-                    pass
+        left = [entry for name, entry in self._entries.items() if name not in self._hashes]
+        left.sort(key=lambda entry: (str(entry.path), entry.start))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            deque(pool.map(self._hash, left), maxlen=0)
         return combined_digest(
             {
                 name: (tensorfile.FRAMEWORK[entry.dtype], entry.shape, self._hashes[name])
@@ -198,6 +200,10 @@ class FilesHost(Host):
             buffer[at : at + len(piece)] = piece
             at += len(piece)
         return buffer
+
+    def _hash(self, entry: Entry) -> None:
+        for _ in self._pieces(entry, CHUNK):
+            pass
 
     def _pieces(self, entry: Entry, step: int) -> Iterator[NDArray[np.uint8]]:
         """Yield an entry's bytes; hash them on another thread if that was not done yet."""
@@ -225,7 +231,10 @@ class FilesHost(Host):
 
     def _buffer(self, size: int) -> NDArray[np.uint8]:
         """Return a buffer, a used one if there is one: fresh memory costs more than reading."""
-        spare = self._spare.pop() if self._spare else np.empty(0, np.uint8)
+        try:
+            spare = self._spare.pop()
+        except IndexError:
+            spare = np.empty(0, np.uint8)
         return spare if len(spare) >= size else np.empty(size, np.uint8)
 
     def _one_piece(self, entry: Entry, state: hashlib._Hash | None) -> Iterator[NDArray[np.uint8]]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from earmark.errors import (
 )
 from earmark.events import SILENT, Events
 from earmark.hosts.access import Forward, Host, Tree, plain_forward
+from earmark.hosts.files import AT_ONCE
 from earmark.keys.codes import Code, Decoded
 from earmark.keys.secret import Disclosure, Key, tried
 from earmark.records import Access, Evidence, Layout
@@ -476,14 +478,18 @@ def _prepare(key: Key) -> list[tuple[Cells, NDArray[np.int8]]]:
 def _readings(suspect: Host, key: Key | Disclosure) -> tuple[list[Reading], tuple[str, ...]]:
     """Read all tensors of the key that the suspect has in the right shape."""
     names = set(suspect.tensor_names())
-    found, left = [], []
+    there: list[cells_of.Layer] = []
+    left: list[cells_of.Layer] = []
     for layer in cells_of.layers(key.layout):
-        if layer.name not in names or suspect.tensor_shape(layer.name) != layer.shape:
-            left.append(layer)
-            continue
+        fits = layer.name in names and suspect.tensor_shape(layer.name) == layer.shape
+        (there if fits else left).append(layer)
+
+    def one(layer: cells_of.Layer) -> Reading | None:
         cells = cells_of.reveal(layer, key.shards, key.layout.shards)
-        if cells is not None:
-            found.append(cells_of.read(cells, cells.take(suspect)))
+        return None if cells is None else cells_of.read(cells, cells.take(suspect))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = [reading for reading in pool.map(one, there) if reading is not None]
     if not found:
         first = cells_of.layers(key.layout)[0]
         raise CarrierError(
