@@ -51,6 +51,13 @@ PARTS = ("scratch", "attacks", "transfer", "finetune", "distill", "stamp")
 
 
 zoo.NETWORKS["vgg-narrow"] = lambda shape, classes: zoo.Vgg(shape, classes, width=16)
+ADAM = {"lr": 1e-3, "optimizer": "adamw", "weight_decay": 1e-4}
+
+
+def recipe_of(network: str, data: str, epochs: int) -> dict[str, Any]:
+    """Return the settings of a training; without batch norm the usual rate is too high."""
+    rate: dict[str, Any] = {"lr": 0.05} if data == "digits" else {}
+    return {"epochs": epochs} | (ADAM if network == "vgg-narrow" else rate)
 
 
 def attacks(recipe: Recipe) -> dict[str, Attack]:
@@ -68,6 +75,7 @@ def attacks(recipe: Recipe) -> dict[str, Attack]:
         "overwrite": _overwrite(8.0, lr),
         "overwrite-double": _overwrite(16.0, lr),
         "overwrite-five": _overwrite(8.0, lr, keys=5),
+        "overwrite-five-double": _overwrite(16.0, lr, keys=5),
         "ftal-prune-65": Chain(
             (FineTune(epochs=3, lr=lr / 2, optimizer=optimizer), Prune(share=0.65))
         ),
@@ -99,8 +107,7 @@ class Cell:
         self.args, self.seed = args, seed
         data = load(args.data)
         self.data = data.subset(args.samples) if args.samples else data
-        rate = {"lr": 0.05} if args.data == "digits" else {}
-        recipe: dict[str, Any] = {"epochs": args.epochs} | rate
+        recipe = recipe_of(args.network, args.data, args.epochs)
         batch = 64 if args.data == "digits" else 128
         self.task = image_task(args.network, self.data, recipe=recipe, batch=batch)
         fewer = self.data.subset(len(self.data.train), test=2000)
@@ -250,7 +257,8 @@ class Cell:
         other = other.subset(self.args.samples // 2 or 30_000, test=2000)
         if self.data.shape[0] == 3:
             other = in_colour(other)
-        task = image_task(self.args.network, other, recipe={"epochs": self.args.epochs})
+        recipe = recipe_of(self.args.network, other.name, self.args.epochs)
+        task = image_task(self.args.network, other, recipe=recipe)
         model = copy.deepcopy(self.marked()[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

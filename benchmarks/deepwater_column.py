@@ -1,12 +1,12 @@
-"""Hold Deep Water to the removal battery, after alignment too, and show that innocents stay so.
+"""Hold Deep Water to the removal battery: as files stand, and aligned to two references.
 
     python benchmarks/deepwater_column.py --seeds 0-4
-    python benchmarks/deepwater_column.py --network resnet8 --data fashion-mnist --samples 5000 \
-        --epochs 3 --seeds 0-1 --only R10,R11,R12,R13
+    python benchmarks/deepwater_column.py --network resnet8 --seeds 0-4 --only R5,R7,R9,R10,R11
     python benchmarks/deepwater_column.py --transformer --seeds 0-4
-    python benchmarks/deepwater_column.py --nulls 8
 
-Models are those of `benchmarks/deepwater.py`, from its cache folder. Finished rows never run again.
+Innocents are the matter of `benchmarks/deepwater_innocents.py`, colluders that of
+`benchmarks/deepwater_collusion.py`. Models are those of `benchmarks/deepwater.py`, from its cache
+folder. Finished rows never run again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from earmark.policy import judge
 from earmark.records import Evidence
 from earmark.schemes import cells as cells_of
 from earmark.schemes.deepwater_torch import rewrite
-from earmark.schemes.embedding import embed, fresh_model
+from earmark.schemes.embedding import embed, fresh_model, starting_model
 from earmark.task import Task
 from earmark.training import train
 
@@ -81,14 +81,28 @@ def attacks(only: set[str]) -> Iterator[tuple[str, str, Attack]]:
         return steps[0] if len(steps) == 1 else Chain(tuple(steps))
 
     named: dict[str, tuple[str, ...]] = {
-        "R3": ("refit:ewc", "refit:unlabelled"),
+        "R3": ("refit:ewc", "refit:ewc-loose", "refit:ewc-tight", "refit:unlabelled"),
         "R4": ("finetune:ftll", "finetune:rtll", "finetune:rtal"),
         "R6": ("fine-prune:half", "fine-prune:sok"),
-        "R7": ("quantize:int8", "quantize:int8-tensor", "quantize:int4", "cast:fp16", "cast:bf16"),
+        "R7": (
+            "quantize:int8",
+            "quantize:int8-tensor",
+            "quantize:int4",
+            "quantize:int4-tensor",
+            "cast:fp16",
+            "cast:bf16",
+        ),
         "R8": ("shift-weights:sok", "shift-weights:sok-strong"),
         "R9": ("noise:1", "noise:5", "noise:10", "noise:30"),
         "R17": ("collapse:heaviest", "scramble:own-heavy"),
-        "R23": ("merge:average", "merge:arithmetic", "merge:ties"),
+        "R20": ("distill:same",),
+        "R23": (
+            "merge:quarter",
+            "merge:average",
+            "merge:three-quarters",
+            "merge:arithmetic",
+            "merge:ties",
+        ),
         "R24": (
             "shift-weights:sok >> fine-prune:half",
             "finetune:high-lr >> fine-prune:half >> quantize:int8",
@@ -110,15 +124,47 @@ def attacks(only: set[str]) -> Iterator[tuple[str, str, Attack]]:
         ("R2", "adam 0.005 x 20", FineTune(epochs=20, lr=5e-3, **adam)),
         ("R2", "sgd 0.05 x 40", FineTune(epochs=40, lr=0.05, warmup=0.0)),
     ]
-    for name, margin, keys in (("one key", 8, 1), ("double strength", 16, 1), ("three keys", 8, 3)):
-        settings = {"margin": float(margin)}
-        attack = Overwrite(scheme="deepwater", settings_of_scheme=settings, keys=keys, epochs=40)
-        found.append(("R16", f"{name} x 40", attack))
+    for name, margin, keys in (
+        ("margin 8", 8, 1),
+        ("margin 16", 16, 1),
+        ("margin 32", 32, 1),
+        ("three keys, margin 16", 16, 3),
+    ):
+        found.append(("R16", f"{name} x 40", _overwrite(margin, keys)))
     yield from (item for item in [*found, *_free(made)] if not only or item[0] in only)
 
 
 def _made(name: str, **settings: Any) -> Attack:
     return earmark.registry.attack(name, **settings)
+
+
+def _overwrite(margin: int, keys: int = 1) -> Attack:
+    settings = {"margin": float(margin)}
+    return Overwrite(scheme="deepwater", settings_of_scheme=settings, keys=keys, epochs=40)
+
+
+def random_chain(seed: int) -> tuple[str, Attack]:
+    """Return three attacks in a row, drawn from those that networks survive."""
+    names = (
+        "finetune:ftal",
+        "finetune:high-lr",
+        "fine-prune:half",
+        "prune:50",
+        "quantize:int8",
+        "noise:10",
+        "shift-weights:sok",
+        "regularize:sok",
+        "merge:average",
+        "permute",
+        "scale",
+        "dummies:clique",
+        "dummies:split",
+        "refit:ewc",
+    )
+    drawn = np.random.default_rng(seed).choice(len(names), 3, replace=False)
+    chosen = [names[index] for index in drawn]
+    steps = [step.attack() for step in parse(" >> ".join(chosen), kind="attack")]
+    return " >> ".join(chosen), Chain(tuple(steps))
 
 
 def _free(made: Callable[[str], Attack]) -> list[tuple[str, str, Attack]]:
@@ -141,6 +187,11 @@ def _free(made: Callable[[str], Attack]) -> list[tuple[str, str, Attack]]:
         ("R14", "fold norms", made("fold-norms")),
         ("R14", "permute >> scale >> fold norms", made("permute >> scale >> fold-norms")),
         ("R14", "factor", made("factor:exact")),
+        (
+            "R24",
+            "composed >> adam 0.005 x 20 >> overwrite at margin 16",
+            Chain((Obfuscate(), FineTune(epochs=20, lr=5e-3, optimizer="adamw"), _overwrite(16))),
+        ),
         ("R24", "composed >> prune 65 % >> int8", made("obfuscate >> prune:65 >> quantize:int8")),
     ]
     return found
@@ -176,12 +227,19 @@ def bits(evidence: Evidence) -> float:
 
 
 class Subject:
-    """A marked model with its key, and two ways to count."""
+    """A model that was marked from scratch, with its key, and three ways to count.
 
-    def __init__(self, task: Task, model: nn.Module, key: Key) -> None:
+    The file is read as it stands, aligned to what the network was before its training, and aligned
+    to the released network; both references without the carrier.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, key: Key, start: nn.Module) -> None:
         self.task, self.model, self.key = task, model, key
         self.host = task.host(model)
-        self.reference = SCHEME.reference(self.host, key)
+        self.references = {
+            "": SCHEME.reference(task.host(start), key),
+            "release_": SCHEME.reference(self.host, key),
+        }
         self.channels = channels(model)
 
     def count(self, stolen: nn.Module, *, shown: Key | Disclosure | None = None) -> dict[str, Any]:
@@ -193,34 +251,53 @@ class Subject:
             found |= {"raw_hits": raw.hits, "raw_trials": raw.trials, "raw_bits": bits(raw)}
         except earmark.errors.EarmarkError as error:
             found["raw_failed"] = error.code
-        try:
-            aligned = SCHEME.measure(align(suspect, self.reference, self.channels), key)
-            found |= {"hits": aligned.hits, "trials": aligned.trials, "bits": bits(aligned)}
-        except earmark.errors.EarmarkError as error:
-            found["failed"] = str(error)
+        for name, reference in self.references.items():
+            try:
+                aligned = SCHEME.measure(align(suspect, reference, self.channels), key)
+            except earmark.errors.EarmarkError as error:
+                found[f"{name}failed"] = str(error)
+                continue
+            found |= {
+                f"{name}hits": aligned.hits,
+                f"{name}trials": aligned.trials,
+                f"{name}bits": bits(aligned),
+            }
         return found
+
+
+def subject_of(cell: Cell) -> Subject:
+    """Return the model that a cell of `benchmarks/deepwater.py` marked from scratch."""
+    start = starting_model(cell.task, SCHEME, cell.key, seed=cell.seed)
+    return Subject(cell.quick, cell.marked()[0], cell.key, start)
 
 
 def run(subject: Subject, row: Row, only: set[str], seed: int) -> None:
     """Attack, align and count."""
     budget = Budget(subject.task, knowledge=Knowledge.SHARDS)
 
-    def one(number: str, name: str, attack: Attack, draw: int = 0, **how: Any) -> None:
+    def one(
+        number: str, name: str, attack: Attack, draw: int = 0, steps: str = "", **how: Any
+    ) -> None:
+        more = {"steps": steps} if steps else {}
         if (row.cell, number, name) in row.done:
             return
         started = time.process_time()
         try:
             stolen = attack.run(subject.model, budget, seed=seed + 50 + draw)
         except earmark.errors.EarmarkError as error:
-            row.note(row=number, attack=name, refused=str(error))
+            row.note(row=number, attack=name, refused=str(error), **more)
             return
         seconds = round(time.process_time() - started, 2)
-        row.note(row=number, attack=name, **subject.count(stolen, **how), seconds=seconds)
+        counts = subject.count(stolen, **how)
+        row.note(row=number, attack=name, **counts, **more, seconds=seconds)
 
     one("R0", "none", _made("noise", share=1e-9))
     for number, name, attack in attacks(only):
         for draw in range(4 if number == "R10" else 1):  # four draws for each of five seeds
             one(number, f"{name} #{draw}" if number == "R10" else name, attack, draw)
+    for draw in range(4 if not only or "R24" in only else 0):  # twenty in all
+        steps, attack = random_chain(10 * seed + draw)
+        one("R24", f"three at random #{draw}", attack, steps=steps)
     if not only or "R18" in only:
         rest = Disclosure(subject.key.opening(OWNER), subject.key.reveal([4, 5, 6, 7]))
         one("R18", "half of the shards", EraseShards(key=subject.key), shown=rest)
@@ -258,7 +335,8 @@ def transformer(seed: int) -> Subject:
         name="transformer/digits",
     )
     key = SCHEME.new_key(task.host(fresh_model(task, seed)), secret=bytes([seed + 1]) * 32)
-    return Subject(task, embed(task, SCHEME, key, seed=seed).model, key)
+    start = starting_model(task, SCHEME, key, seed=seed)
+    return Subject(task, embed(task, SCHEME, key, seed=seed).model, key, start)
 
 
 def gauge(seed: int) -> None:
@@ -280,48 +358,6 @@ def gauge(seed: int) -> None:
     row.note(row="null", attack="unmarked", **subject.count(null))
 
 
-def nulls(count: int) -> None:
-    """Align unmarked networks to marked references: true keys, decoys, and the naive aligner."""
-    cells = [Cell(_digits(), seed) for seed in range(count)]
-    plain = [cell.plain()[0] for cell in cells]
-    budget = Budget(cells[0].task, knowledge=Knowledge.SCHEME)
-    disguised = [Obfuscate().run(m, budget, seed=i) for i, m in enumerate(plain)]
-    for cell in cells:
-        row = Row(cell.name, network="small-cnn", data="digits", seed=cell.seed)
-        subject = Subject(cell.task, cell.marked()[0], cell.key)
-        decoy = SCHEME.new_key(subject.host, secret=bytes([cell.seed + 101]) * 32)
-        first = fresh_model(cell.task, cell.seed)
-        SCHEME.begin(first, cell.key, fresh=True)
-        start = SCHEME.reference(cell.task.host(first), cell.key)
-        for how, models in (("plain", plain), ("disguised", disguised)):
-            for i, model in enumerate(models):
-                name = f"{how} {i}" + (" (same start)" if i == cell.seed else "")
-                if (row.cell, "null", name) in row.done:
-                    continue
-                suspect = cell.task.host(model)
-                aligned = align(suspect, subject.reference, subject.channels)
-                found: dict[str, Any] = {}
-                for kind, evidence in {
-                    "": SCHEME.measure(aligned, cell.key),
-                    "decoy_": SCHEME.measure(aligned, decoy),
-                    "start_": SCHEME.measure(align(suspect, start, subject.channels), cell.key),
-                    "naive_": SCHEME.measure(
-                        align(suspect, subject.host, subject.channels), cell.key
-                    ),
-                }.items():
-                    size = float(np.sqrt(np.square(evidence.weights).sum()))
-                    found |= {
-                        f"{kind}hits": evidence.hits,
-                        f"{kind}z": round(float(evidence.score or 0) / size, 3),
-                        f"{kind}bits": bits(evidence),
-                    }
-                row.note(row="null", attack=name, trials=evidence.trials, **found)
-
-
-def _digits() -> argparse.Namespace:
-    return argparse.Namespace(network="small-cnn", data="digits", samples=0, epochs=8)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="small-cnn")
@@ -331,12 +367,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--only", default="", help="rows, comma-separated")
     parser.add_argument("--transformer", action="store_true")
-    parser.add_argument("--nulls", type=int, default=0, help="marked and unmarked networks")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.nulls:
-        nulls(args.nulls)
-        return
     only = set(filter(None, args.only.split(",")))
     first, _, last = args.seeds.partition("-")
     for seed in range(int(first), int(last or first) + 1):
@@ -345,7 +377,7 @@ def main() -> None:
             continue
         cell = Cell(args, seed)
         row = Row(cell.name, network=args.network, data=args.data, seed=seed)
-        run(Subject(cell.quick, cell.marked()[0], cell.key), row, only, seed)
+        run(subject_of(cell), row, only, seed)
 
 
 if __name__ == "__main__":

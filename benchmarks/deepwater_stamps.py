@@ -1,7 +1,7 @@
 """How strong may a stamp be before classifiers see it? Several kinds, on finished networks.
 
 The clean networks and the features are those of `benchmarks/deepwater_stealth.py`; each kind of
-stamp is put into 100 networks of other seeds.
+stamp is put into 100 networks of other seeds. Finished rows never run again.
 
     python benchmarks/deepwater_stamps.py --kinds margin-4,margin-8-spectrum
 """
@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import earmark
 from deepwater_stealth import Shadows, features, judge
+from earmark.records import Evidence
 from earmark.schemes import cells as cells_of
 from earmark.schemes.deepwater import DeepWater, bits_of
 
@@ -80,30 +83,35 @@ def _sizes(tensor: np.ndarray) -> np.ndarray:
     return np.repeat(whole[:, :, None], parts.shape[2], axis=2)
 
 
+def stamped(kind: Kind, shadows: Shadows, number: int) -> tuple[np.ndarray, Evidence]:
+    """Stamp one network; return its features and what its key reads."""
+    scheme = DeepWater(weights_per_bit=kind.weights)
+    model = shadows.clean(10_000 + number)
+    key = scheme.new_key(shadows.task.host(model), secret=(number + 1).to_bytes(32, "big"))
+    own = dict(model.named_parameters())
+    for layer in cells_of.layers(key.layout):
+        cells = cells_of.reveal(layer, key.shards, key.layout.shards)
+        if cells is None:
+            continue
+        parameter = own[layer.name]
+        tensor = np.ascontiguousarray(parameter.detach().numpy())
+        bits = bits_of(
+            cells_of.read(cells, tensor.reshape(-1)[cells.positions()]),
+            np.ones(key.layout.message_bits, np.int8),
+        )
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(kind.stamp(tensor, cells, bits)))
+    return features(model), scheme.measure(shadows.task.host(model), key)
+
+
 def measure(kind: Kind, shadows: Shadows) -> dict[str, object]:
     """Stamp every network, and let classifiers look for a difference."""
-    scheme = DeepWater(weights_per_bit=kind.weights)
     found, least, right = [], [], []
-    for i in range(shadows.count):
-        model = shadows.clean(10_000 + i)
-        key = scheme.new_key(shadows.task.host(model), secret=(i + 1).to_bytes(32, "big"))
-        own = dict(model.named_parameters())
-        for layer in cells_of.layers(key.layout):
-            cells = cells_of.reveal(layer, key.shards, key.layout.shards)
-            if cells is None:
-                continue
-            parameter = own[layer.name]
-            tensor = np.ascontiguousarray(parameter.detach().numpy())
-            bits = bits_of(
-                cells_of.read(cells, tensor.reshape(-1)[cells.positions()]),
-                np.ones(key.layout.message_bits, np.int8),
-            )
-            with torch.no_grad():
-                parameter.copy_(torch.from_numpy(kind.stamp(tensor, cells, bits)))
-        found.append(features(model))
-        evidence = scheme.measure(shadows.task.host(model), key)
-        layers = evidence.details["layers"]
-        least.append(min(part["least_z"] for part in layers.values()))  # type: ignore[attr-defined]
+    for number in range(shadows.count):
+        described, evidence = stamped(kind, shadows, number)
+        found.append(described)
+        layers: Any = evidence.details["layers"]
+        least.append(min(part["least_z"] for part in layers.values()))
         right.append(evidence.hits / evidence.trials)
     clean = shadows.group("clean", shadows.clean, 0)[:, :-1]
     return {
@@ -120,11 +128,17 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     shadows = Shadows(DeepWater(), "small-cnn", "digits", 8, args.shadows)
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    done = {(row["kind"], row["shadows"]) for row in map(json.loads, lines)}
     for name in args.kinds.split(","):
+        if (name, args.shadows) in done:
+            continue
+        started = time.process_time()
         row = {
             "kind": name,
             "shadows": args.shadows,
             **measure(KINDS[name], shadows),
+            "seconds": round(time.process_time() - started, 1),
             "earmark": earmark.__version__,
             "torch": torch.__version__,
         }

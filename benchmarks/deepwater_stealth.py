@@ -36,6 +36,7 @@ from torch import nn
 import earmark
 from earmark import registry
 from earmark.bench.zoo import image_task
+from earmark.hosts.files import load_state, save_release
 from earmark.keys.secret import Key
 from earmark.schemes.base import Scheme
 from earmark.schemes.deepwater_torch import settle
@@ -44,6 +45,13 @@ from earmark.task import Task
 from earmark.training import Recipe, distillation_loss, train
 
 ROWS = Path(__file__).parent / "rows" / "deepwater_stealth.jsonl"
+
+
+def cache() -> Path:
+    """Return the folder that keeps models and features between runs."""
+    folder = Path(os.environ.get("EARMARK_BENCH_CACHE", tempfile.gettempdir())) / "stealth"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def features(model: nn.Module) -> np.ndarray:
@@ -102,9 +110,16 @@ class Shadows:
         self.recipe = Recipe.of(self.task.recipe)
 
     def clean(self, seed: int, *, epochs: int = 0) -> nn.Module:
-        """A model without a mark."""
-        recipe = Recipe.of(self.task.recipe, epochs=epochs or self.epochs)
-        return train(self.task, seed=seed, recipe=recipe).model
+        """A model without a mark; those of the usual length are kept in the cache folder."""
+        if epochs:
+            recipe = Recipe.of(self.task.recipe, epochs=epochs)
+            return train(self.task, seed=seed, recipe=recipe).model
+        path = cache() / f"{self.network}-{self.data}-{self.epochs}-{seed}.safetensors"
+        if not path.exists():
+            save_release(train(self.task, seed=seed).model, path, overwrite=True)
+        model = fresh_model(self.task, seed)
+        load_state(model, path)
+        return model.eval()
 
     def key(self, seed: int) -> Key:
         """The key of one shadow."""
@@ -147,10 +162,8 @@ class Shadows:
 
     def group(self, name: str, make: Callable[[int], nn.Module], first: int) -> np.ndarray:
         """Return features and accuracy of a group of models, (models, features + 1)."""
-        folder = Path(os.environ.get("EARMARK_BENCH_CACHE", tempfile.gettempdir())) / "stealth"
-        folder.mkdir(parents=True, exist_ok=True)
         stem = f"{self.network}-{self.data}-{self.epochs}-{self.count}-{name}"
-        path = folder / f"{stem}.npy"
+        path = cache() / f"{stem}.npy"
         if path.exists():
             return np.asarray(np.load(path))
         rows = []
@@ -182,7 +195,7 @@ def pairs(shadows: Shadows, label: str) -> dict[str, tuple[Callable[[], np.ndarr
         "scratch": (clean, group(f"scratch-{label}", shadows.scratch, 30_000)),
         "stamp": (clean, group(f"stamp-{label}", shadows.stamp, 10_000)),
         "finetune": (tuned, group(f"finetune-{label}", shadows.finetune, 10_000)),
-        "distill": (distilled, group(f"distill-{label}", shadows.distill, 40_000)),
+        "distill": (distilled, group(f"distill-{label}", shadows.distill, 10_000)),
     }
 
 

@@ -1,6 +1,7 @@
 """The tables of Deep Water: claims, the removal battery, innocents, stealth, scale."""
 
 import statistics
+from collections.abc import Callable
 
 from common import rows_of, spread
 
@@ -25,7 +26,8 @@ ATTACKS = {
     "ftal-prune-65": "fine-tune, prune 65 %",
     "overwrite": "overwrite at margin 8",
     "overwrite-double": "overwrite at margin 16",
-    "overwrite-five": "overwrite with five keys",
+    "overwrite-five": "overwrite with five keys at margin 8",
+    "overwrite-five-double": "overwrite with five keys at margin 16",
     "transfer": "transfer to another data set",
 }
 NOTHING = "Nothing was measured yet."
@@ -64,21 +66,29 @@ def fidelity() -> str:
         return NOTHING
     lines = [
         "| network | data | images x epochs | marked | seeds | accuracy "
-        "| marked minus unmarked, points | bit errors, median / worst "
+        "| marked minus unmarked, points: mean, worst | bit errors, median / worst "
         "| bits of evidence, median / least |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (network, data, part), found in sorted(
-        _groups(rows, "network", "data", "part").items(),
-        key=lambda item: (*item[0][:2], list(PARTS).index(item[0][2])),
+    for (network, data, samples, epochs, part), found in sorted(
+        _groups(rows, "network", "data", "samples", "epochs", "part").items(),
+        key=lambda item: (*item[0][:4], list(PARTS).index(item[0][4])),
     ):
         gaps = [row["accuracy"] - row["twin"] for row in found]
         lines.append(
-            f"| {network} | {data} | {found[0]['samples']:,} x {found[0]['epochs']} "
+            f"| {network} | {data} | {samples:,} x {epochs} "
             f"| {PARTS[part]} | {len(found)} "
-            f"| {spread([row['accuracy'] for row in found], 2)} | {_gap(gaps)} "
+            f"| {spread([row['accuracy'] for row in found], 2)} | {_gap(gaps)}, {min(gaps):+.2f} "
             f"| {_errors(found)} | {_bits(found)} |"
         )
+    for part, name in PARTS.items():
+        cells = [row for row in rows if row["part"] == part]
+        if cells:
+            gaps = [row["accuracy"] - row["twin"] for row in cells]
+            lines.append(
+                f"| all | all | | {name} | {len(cells)} | | {_gap(gaps)}, {min(gaps):+.2f} "
+                f"| {_errors(cells)} | {_bits(cells)} |"
+            )
     return "\n".join(lines)
 
 
@@ -181,15 +191,16 @@ def stamps() -> str:
 
 
 def column() -> str:
-    """Return the removal battery: as the file stands, and aligned."""
-    rows = [row for row in rows_of("deepwater_column") if row["row"] != "null"]
+    """Return the removal battery: as the file stands, and aligned to two references."""
+    rows = [row for row in rows_of("deepwater_column") if row["row"] not in ("null", "R20")]
     if not rows:
         return NOTHING
     lines = [
         "| row | attack | network | models | accuracy, median "
         "| as the file stands: bit errors, worst; bits, least "
-        "| aligned: bit errors, median / worst | aligned: bits, median / least |",
-        "|---|---|---|---|---|---|---|---|",
+        "| aligned to the start: bit errors, median / worst | bits, median / least "
+        "| aligned to the release: bit errors, worst; bits, least |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         row["attack"] = row["attack"].split(" #")[0]
@@ -197,57 +208,101 @@ def column() -> str:
         _groups(rows, "row", "attack", "network").items(),
         key=lambda item: (item[0][2], int(item[0][0][1:]), item[0][1]),
     )
-    for (number, attack, network), found in order:
-        if "refused" in found[0]:
-            lines.append(f"| {number} | {attack} | {network} | {len(found)} | does not apply |||||")
+    for (number, attack, network), group in order:
+        found = [row for row in group if "refused" not in row]
+        if not found:
+            lines.append(f"| {number} | {attack} | {network} | {len(group)} | does not apply |||||")
             continue
-        raw = [row for row in found if "raw_bits" in row]
         aligned = [row for row in found if "bits" in row]
-        stands = (
-            f"{max(1 - r['raw_hits'] / r['raw_trials'] for r in raw):.3f}; "
-            f"{min(r['raw_bits'] for r in raw):,.0f}"
-            if raw
-            else "cannot be read"
-        )
         both = (_errors(aligned), _bits(aligned)) if aligned else ("cannot be aligned", "-")
         accuracy = statistics.median(row["accuracy"] for row in found)
         lines.append(
-            f"| {number} | {attack} | {network} | {len(found)} | {accuracy:.1f} | {stands} "
-            f"| {both[0]} | {both[1]} |"
+            f"| {number} | {attack} | {network} | {len(found)} | {accuracy:.1f} "
+            f"| {_worst(found, 'raw_')} | {both[0]} | {both[1]} | {_worst(found, 'release_')} |"
         )
     return "\n".join(lines)
 
 
+def _worst(rows: list[dict], kind: str) -> str:
+    """Return the worst bit error rate and the fewest bits of one way of reading."""
+    found = [row for row in rows if f"{kind}bits" in row]
+    if not found:
+        return "cannot be read" if kind == "raw_" else "cannot be aligned"
+    errors = max(1 - row[f"{kind}hits"] / row[f"{kind}trials"] for row in found)
+    return f"{errors:.3f}; {min(row[f'{kind}bits'] for row in found):,.0f}"
+
+
+REFERENCES = {
+    "start": "the network before its training, carrier projected out",
+    "release": "the release, carrier projected out and whitened",
+    "decoy": "the same, read with a decoy key",
+    "unwhitened": "the release, carrier projected out",
+    "naive": "the release as it is (control: must fail)",
+}
+
+
 def innocents() -> str:
-    """Return what aligned innocents show: to the release, a decoy, the start, and naively."""
-    rows = [row for row in rows_of("deepwater_column") if row["row"] == "null" and "naive_z" in row]
+    """Return what aligned innocents show: to the start, the release, a decoy, and naively."""
+    rows = rows_of("deepwater_innocents")
     if not rows:
         return NOTHING
-    names = {
-        "": "the release, carrier projected out and whitened",
-        "decoy_": "the same, read with a decoy key",
-        "start_": "the planted start, carrier projected out and whitened",
-        "naive_": "the release as it is (control: must fail)",
-    }
     lines = [
-        "| suspects | aligned to | pairs | mean bit error rate "
-        "| standard score: mean (error, by reference) | most | bits of evidence, most |",
-        "|---|---|---|---|---|---|---|",
+        "| network | suspects | aligned to | references | pairs | mean bit error rate (error) "
+        "| standard score: mean (error) | spread | most | bits of evidence, most |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for kind in ("other start", "same start"):
-        found = [row for row in rows if ("same start" in row["attack"]) == (kind == "same start")]
-        for key, name in names.items():
-            z = [row[f"{key}z"] for row in found]
-            means = [
-                statistics.mean(row[f"{key}z"] for row in part)
-                for part in _groups(found, "cell").values()
-            ]
-            error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else 0.0
-            rate = 1 - statistics.mean(row[f"{key}hits"] / row["trials"] for row in found)
-            lines.append(
-                f"| {kind} | {name} | {len(found)} | {rate:.3f} | {statistics.mean(z):+.2f} "
-                f"({error:.2f}) | {max(z):.2f} | {max(row[f'{key}bits'] for row in found):.1f} |"
+    for network, same in sorted({(row["network"], row["suspect"] == "same start") for row in rows}):
+        found = [
+            row
+            for row in rows
+            if (row["network"], row["suspect"] == "same start") == (network, same)
+        ]
+        for kind, name in REFERENCES.items():
+            read = [row for row in found if kind in row]
+            z = [row[kind]["z"] for row in read]
+            rate, rate_error = _clustered(
+                read, lambda row, k: 1 - row[k]["hits"] / row["trials"], kind
             )
+            mean, error = _clustered(read, lambda row, k: row[k]["z"], kind)
+            lines.append(
+                f"| {network} | {'same start' if same else 'other start'} | {name} "
+                f"| {len({row['cell'] for row in read})} | {len(read)} "
+                f"| {rate:.3f} ({rate_error:.3f}) | {mean:+.2f} ({error:.2f}) "
+                f"| {statistics.pstdev(z):.2f} | {max(z):.2f} "
+                f"| {max(row[kind]['bits'] for row in read):.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def _clustered(rows: list[dict], value: Callable, kind: str) -> tuple[float, float]:
+    """Return a mean over references and its standard error."""
+    means = [
+        statistics.mean(value(row, kind) for row in part) for part in _groups(rows, "cell").values()
+    ]
+    error = statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else 0.0
+    return statistics.mean(means), error
+
+
+def collusion() -> str:
+    """Return who is named where customers pool their copies."""
+    rows = rows_of("deepwater_collusion")
+    if not rows:
+        return NOTHING
+    lines = [
+        "| stamp | colluders | how | models | accuracy, median | bits of the surest colluder: "
+        "median, least | of the least sure: median, least | innocents read: keys, most bits |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (margin, count, how), found in sorted(_groups(rows, "margin", "colluders", "how").items()):
+        surest, other = ([pick(row["bits"]) for row in found] for pick in (max, min))
+        keys = sum(row["innocents"] for row in found)
+        most = f"{keys:,}, {max(row['innocent_bits'] for row in found):.1f}" if keys else "-"
+        lines.append(
+            f"| {f'margin {margin:g}' if margin else 'default'} | {count} | {how} | {len(found)} "
+            f"| {statistics.median(row['accuracy'] for row in found):.2f} "
+            f"| {statistics.median(surest):,.0f}, {min(surest):,.0f} "
+            f"| {statistics.median(other):,.0f}, {min(other):,.0f} | {most} |"
+        )
     return "\n".join(lines)
 
 
@@ -314,5 +369,6 @@ TABLES = {
     "deepwater-stealth": stealth,
     "deepwater-column": column,
     "deepwater-innocents": innocents,
+    "deepwater-collusion": collusion,
     "deepwater-scale": scale,
 }

@@ -13,6 +13,7 @@ from earmark.attacks.chain import Chain
 from earmark.attacks.noise import Noise
 from earmark.attacks.obfuscate import Dummies, FlipSigns, Obfuscate, Permute, Scale
 from earmark.attacks.prune import PruneChannels
+from earmark.attacks.refactor import Factor
 from earmark.bench.zoo import ResNet, SmallCnn, TinyTransformer, image_task
 from earmark.errors import HostError
 from earmark.hosts.align import align, balance
@@ -20,7 +21,7 @@ from earmark.hosts.arrays import ArrayHost
 from earmark.hosts.graph import channels
 from earmark.hosts.module import ModuleHost
 from earmark.schemes.deepwater import DeepWater
-from earmark.schemes.embedding import embed, fresh_model
+from earmark.schemes.embedding import embed, fresh_model, starting_model
 from earmark.task import Task
 from earmark.training import train
 
@@ -128,6 +129,29 @@ def test_every_bit_comes_back(kind, name):
     assert evidence.hits == evidence.trials == key.layout.message_bits
     assert evidence.tried.forms == 2
     assert evidence.suspect == ModuleHost(stolen).digest()
+
+
+@pytest.mark.parametrize("rank", [1.0, 0.7])
+def test_a_factored_layer_is_multiplied_together(rank):
+    marked, key = mark(make("cnn", 1))
+    stolen = Chain((Permute(), Scale(), Factor(rank=rank))).run(marked, budget(), seed=3)
+    assert "fc.weight" not in ModuleHost(stolen).tensor_names()
+    evidence = count(stolen, marked, key)
+    assert evidence.hits == evidence.trials == key.layout.message_bits
+
+
+def test_two_tensors_that_are_no_factors_are_left_alone():
+    marked, key = mark(make("cnn", 1))
+    reference = SCHEME.reference(ModuleHost(marked), key)
+    state = {name: tensor.numpy() for name, tensor in marked.state_dict().items() if tensor.ndim}
+    weight = state.pop("fc.weight")
+    for first, second in (
+        (np.ones((4, weight.shape[1]), np.float32), np.ones((len(weight), 5), np.float32)),
+        (np.ones((1, 1 << 14), np.float32), np.ones((1 << 14, 1), np.float32)),
+    ):
+        lying = ArrayHost(state | {"fc.0.weight": first, "fc.1.weight": second})
+        with pytest.raises(HostError, match="lacks"):
+            align(lying, reference, channels(marked))
 
 
 def test_without_alignment_the_same_attacks_succeed():
@@ -297,10 +321,9 @@ def trained(references: int, nulls: int) -> dict[str, np.ndarray]:
     innocents = [task.host(train(task, seed=100 + i).model) for i in range(nulls)]
     found: dict[str, list[float]] = {"naive": [], "released": [], "start": []}
     for i in range(references):
-        start = fresh_model(task, i)
-        key = SCHEME.new_key(task.host(start), secret=bytes([i + 1]) * 32)
+        key = SCHEME.new_key(task.host(fresh_model(task, i)), secret=bytes([i + 1]) * 32)
         marked = embed(task, SCHEME, key, seed=i).model
-        SCHEME.begin(start, key, fresh=True)
+        start = starting_model(task, SCHEME, key, seed=i)
         release = task.host(marked)
         for how, reference in {
             "naive": release,

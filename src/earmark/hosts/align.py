@@ -1,20 +1,23 @@
 """Undo what costs an attacker nothing: reordered, rescaled, folded and dummy neurons.
 
-A suspect is brought back to the order, width and scale of a committed reference. Neurons are
-matched by a rectangular assignment on what flows in and out of them, group by group along the
-network; what is left over is dummies, whose outgoing weights are added back to the neuron that they
-were split from. Every tensor is then scaled, row by row and column by column, to the norms of the
-reference, which undoes any positive rescaling, batch-norm folding and the like at once.
+A suspect is brought back to the order, width and scale of a committed reference. A linear layer
+that was split into two is multiplied together. Neurons are matched by a rectangular assignment on
+what flows in and out of them, group by group along the network; what is left over is dummies, whose
+outgoing weights are added back to the neuron that they were split from. Every tensor is then
+scaled, row by row and column by column, to the norms of the reference, which undoes any positive
+rescaling, batch-norm folding and the like at once.
 
 **The reference must be free of the carrier.** Aligned to the marked weights themselves, an innocent
 network is bent towards the mark and looks guilty. Project the carrier out of the reference first
-(`DeepWater.reference`): the result does not change when the key's flips change, so that nothing
-which alignment does to an innocent suspect depends on them, and the evidence stays exact.
+(`DeepWater.reference`). If the reference is the network as it was *before its training*, or a
+finished network that was stamped, the result does not change when the key's flips change, so that
+nothing which alignment does to an innocent suspect depends on them, and the evidence stays exact.
 
-**That holds for a reference that was marked as earmark marks.** Whoever publishes the reference
+**What an owner may choose must be fixed before his message is.** Whoever publishes the reference
 after he knows his message could publish an innocent network with its neurons reordered to suit it.
-An aligned reading therefore convinces its owner, and others only as far as they trust him to have
-released what he trained; where they do not, the reading in place is the evidence.
+The reference before training follows from the task, the key's secret and the seed, none of which
+needs the beacon: fix it before. An aligned reading that rests on a release convinces its owner, and
+others only as far as they trust him to have released what he trained.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 
 TWIN = 0.9
 """Cosine beyond which an unmatched neuron counts as a copy of a matched one."""
+
+MOST_JOINED = 64
+"""A layer that was split into two is at most so many times as large as the two together."""
 
 
 def align(suspect: Host, reference: Host, channels: Channels, *, sweeps: int = 3) -> ArrayHost:
@@ -75,14 +81,37 @@ def align(suspect: Host, reference: Host, channels: Channels, *, sweeps: int = 3
 
 
 def _load(host: Host, channels: Channels) -> dict[str, NDArray[np.float32]]:
-    names = set(host.tensor_names())
-    lacking = sorted({layer.weight for layer in channels.layers} - names)
+    found = {name: host.tensor(name) for name in sorted(host.tensor_names())}
+    for layer in channels.layers:
+        if layer.weight not in found:
+            _join(found, layer.weight)
+    lacking = sorted({layer.weight for layer in channels.layers} - set(found))
     if lacking:
         raise HostError(
             f"The suspect lacks {len(lacking)} layers of the reference, such as '{lacking[0]}'.",
             hint="Only models of the same architecture can be aligned, whatever their widths.",
         )
-    return {name: host.tensor(name) for name in sorted(names)}
+    return found
+
+
+def _join(tensors: dict[str, NDArray[np.float32]], weight: str) -> None:
+    """Put the product of two linear layers, into which one was split, in its place."""
+    stem = weight.removesuffix("weight")
+    parts = [name for name in tensors if name.startswith(stem)]
+    factors = [tensors[name] for name in parts if tensors[name].ndim == 2]
+    biases = [tensors[name] for name in parts if tensors[name].ndim == 1]
+    if len(factors) != 2:
+        return
+    inner, outer = factors if factors[0].shape[0] == factors[1].shape[1] else factors[::-1]
+    size = len(outer) * inner.shape[1]
+    if outer.shape[1] != len(inner) or size > MOST_JOINED * (inner.size + outer.size):
+        return
+    for name in parts:
+        del tensors[name]
+    tensors[weight] = (_clean(outer) @ _clean(inner)).astype(np.float32)
+    fitting = [bias for bias in biases if len(bias) == len(outer)]
+    if fitting:
+        tensors[f"{stem}bias"] = fitting[-1]
 
 
 def _clean(values: NDArray[np.float32]) -> Array:

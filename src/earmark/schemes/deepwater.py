@@ -338,7 +338,10 @@ class DeepWater(Scheme):
         at hand to whoever also has the released model: make it from a disclosure, or keep it.
 
         Args:
-            released: The model as it was released, or as it was before its training.
+            released: The model as it was before its training
+                (:func:`earmark.schemes.embedding.starting_model`), or a stamped model as it was
+                released: both leave the evidence exact. The release of a model that was marked
+                from scratch serves too where nothing else was kept.
             key: The key, or the part of it that a claim reveals.
 
         Raises:
@@ -367,7 +370,7 @@ class DeepWater(Scheme):
 
         Args:
             suspect: The model under test, of the same architecture but of any width.
-            released: The committed release, or the model as it was before its training.
+            released: The model to align to; see :meth:`reference`.
             key: The key, or the part of it that a claim reveals.
             channels: The release's groups of channels, from :func:`earmark.hosts.graph.channels`.
 

@@ -22,6 +22,22 @@ def fresh_model(task: Task, seed: int) -> nn.Module:
         return task.model()
 
 
+def starting_model(task: Task, scheme: Scheme, key: Key, *, seed: int) -> nn.Module:
+    """Return the model that :func:`embed` starts from when it trains from scratch or distils.
+
+    For Deep Water it is also the reference that suspects are best aligned to: what alignment sees
+    of it depends neither on the message nor on what the training made of the message, and follows
+    from the task, the key's secret and the seed before any beacon is known.
+
+    Raises:
+        KeyLayoutError: The key was made for another scheme.
+        CarrierError: The model lacks the key's carrier.
+    """
+    made = fresh_model(task, seed)
+    scheme.begin(made, key, fresh=True)
+    return made
+
+
 def candidates(task: Task, *, most: int, seed: int) -> batches.Tree:
     """Return up to `most` training samples from which a scheme may choose the key's inputs."""
     parts: list[batches.Tree] = []
@@ -72,8 +88,11 @@ def embed(
         HostError: The training loss became NaN or infinite.
     """
     recipe = recipe or Recipe.of(task.recipe)
-    made = fresh_model(task, seed) if model is None else model
-    scheme.begin(made, key, fresh=model is None)
+    if model is None:
+        made = starting_model(task, scheme, key, seed=seed)
+    else:
+        made = model
+        scheme.begin(made, key, fresh=False)
     loss = None
     if teacher is not None:
         teacher.eval()
