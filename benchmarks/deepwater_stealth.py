@@ -153,12 +153,22 @@ class Shadows:
     def distilled(self, seed: int) -> nn.Module:
         """A clean student."""
         loss = distillation_loss(self.clean(seed), self.task, self.recipe.temperature)
-        return train(self.task, seed=seed + 9, loss=loss).model
+        return train(self.task, seed=seed + 9, loss=loss, recipe=self._clipped()).model
+
+    def _clipped(self) -> Recipe:
+        return Recipe.of(self.task.recipe, clip=1.0)
 
     def distill(self, seed: int) -> nn.Module:
         """A student that was marked while it was distilled."""
-        teacher = self.clean(seed)
-        return embed(self.task, self.scheme, self.key(seed), seed=seed + 9, teacher=teacher).model
+        made = embed(
+            self.task,
+            self.scheme,
+            self.key(seed),
+            seed=seed + 9,
+            teacher=self.clean(seed),
+            recipe=self._clipped(),
+        )
+        return made.model
 
     def group(self, name: str, make: Callable[[int], nn.Module], first: int) -> np.ndarray:
         """Return features and accuracy of a group of models, (models, features + 1)."""

@@ -2,7 +2,8 @@
 
 Give it files from packages that ship trained networks (safetensors, ONNX, or PyTorch tensors read
 with code disallowed); it writes one row a network: how the layers' weights are distributed, how far
-a stamp moves them, and whether keys that were never embedded stay silent.
+a stamp moves them, and whether keys that were never embedded stay silent. Finished rows never run
+again.
 
     python benchmarks/weight_statistics.py NAME=PATH ...
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,19 +161,23 @@ def describe(values: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
-    ROWS.parent.mkdir(exist_ok=True)
-    with ROWS.open("w") as file:
-        for argument in sys.argv[1:]:
-            name, _, path = argument.partition("=")
-            tensors = {
-                key: value
-                for key, value in load(Path(path)).items()
-                if value.ndim >= 2 and value.size >= 1024 and value.std() > 0
-            }
-            if not tensors:
-                print(name, "has no such tensors")
-                continue
-            file.write(json.dumps(row(name, tensors)) + "\n")
+    lines = ROWS.read_text().splitlines() if ROWS.exists() else []
+    done = {json.loads(line)["network"] for line in lines}
+    for argument in sys.argv[1:]:
+        name, _, path = argument.partition("=")
+        if name in done:
+            continue
+        tensors = {
+            key: value
+            for key, value in load(Path(path)).items()
+            if value.ndim >= 2 and value.size >= 1024 and value.std() > 0
+        }
+        if not tensors:
+            print(name, "has no such tensors")
+            continue
+        found = row(name, tensors)
+        with ROWS.open("a") as file:
+            file.write(json.dumps(found) + "\n")
 
 
 def row(name: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -214,6 +221,7 @@ def row(name: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
         ),
         "pruned_65_hits": after.hits,
         "earmark": earmark.__version__,
+        "machine": f"{os.cpu_count()} x {platform.machine()}",
     }
     print(found, flush=True)
     return found

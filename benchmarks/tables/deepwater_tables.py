@@ -121,23 +121,35 @@ def attacks() -> str:
 
 def histogram() -> str:
     """Return how far a mark moves what a histogram shows, beside what another seed moves it."""
-    rows = [row for row in rows_of("deepwater") if row["part"] == "scratch"]
+    rows = [row for row in rows_of("deepwater") if "stealth" in row]
     if not rows:
         return NOTHING
     lines = [
-        "| network | data | pair | models | std ratio | filter-mean ratio, most "
-        "| KS distance, most |",
+        "| network | data | pair | models | std ratio: least, median of models, most "
+        "| filter-mean ratio: median, most | KS distance: median, most |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (network, data), found in sorted(_groups(rows, "network", "data").items()):
-        for key, name in (("stealth", "marked, unmarked"), ("two_seeds", "two unmarked seeds")):
-            values = [row[key] for row in found]
-            least = min(value["std_ratio_least"] for value in values)
-            most = max(value["std_ratio_most"] for value in values)
+    for (network, data, part), found in sorted(
+        _groups(rows, "network", "data", "part").items(),
+        key=lambda item: (*item[0][:2], list(PARTS).index(item[0][2])),
+    ):
+        kinds = {"stealth": f"marked {PARTS[part]}, unmarked", "two_seeds": "two unmarked seeds"}
+        for key, name in kinds.items():
+            values = [row[key] for row in found if key in row]
+            if not values:
+                continue
+            middle = statistics.median(
+                (v["std_ratio_least"] + v["std_ratio_most"]) / 2 for v in values
+            )
+            means, distances = (
+                [v[figure] for v in values] for figure in ("filter_mean_ratio_most", "ks_most")
+            )
             lines.append(
-                f"| {network} | {data} | {name} | {len(values)} | {least:.3f} to {most:.3f} "
-                f"| {max(v['filter_mean_ratio_most'] for v in values):.2f} "
-                f"| {max(v['ks_most'] for v in values):.4f} |"
+                f"| {network} | {data} | {name} | {len(values)} "
+                f"| {min(v['std_ratio_least'] for v in values):.3f}, {middle:.3f}, "
+                f"{max(v['std_ratio_most'] for v in values):.3f} "
+                f"| {statistics.median(means):.2f}, {max(means):.2f} "
+                f"| {statistics.median(distances):.4f}, {max(distances):.4f} |"
             )
     return "\n".join(lines)
 
@@ -313,20 +325,20 @@ def scale() -> str:
         return NOTHING
     lines = [
         "| parameters | bits of message | stamp: CPU s, peak MiB | verify: peak MiB "
-        "| verify over read, wall: median, best | verify over read, CPU "
+        "| verify over read, wall: median, best | over read past the page cache, wall "
+        "| verify over read, CPU "
         "| verify over read and SHA-256, CPU "
         "| bits: marked, unmarked | load |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    keys = ("ratio_median", "ratio_best", "direct_ratio_median", "cpu_ratio_median")
     for row in rows:
-        ratios = [
-            f"{row[key]:.2f}" if key in row else "-"
-            for key in ("ratio_median", "ratio_best", "cpu_ratio_median", "hash_ratio_median")
-        ]
+        ratios = [f"{row[key]:.2f}" if key in row else "-" for key in (*keys, "hash_ratio_median")]
         lines.append(
             f"| {row['write_parameters']:,} | {row['verify_hits']:,} of {row['verify_trials']:,} "
             f"| {row['stamp_cpu_seconds']:.0f}, {row['stamp_peak_mib']} "
             f"| {row['verify_peak_mib']} | {ratios[0]}, {ratios[1]} | {ratios[2]} | {ratios[3]} "
+            f"| {ratios[4]} "
             f"| {row['verify_bits']:,.0f}, {abs(row['null_verify_bits']):.1f} "
             f"| {row['load']:.0f} |"
         )

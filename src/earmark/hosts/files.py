@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import FileIO
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from earmark import files
 from earmark.errors import CarrierError, FileError, FormatError, HostError
-from earmark.hosts import packed, tensorfile
+from earmark.hosts import direct, packed, tensorfile
 from earmark.hosts.access import Host
 from earmark.hosts.tensorfile import Entry
 from earmark.records import Access
@@ -37,6 +37,7 @@ CHUNK = 1 << 22
 AT_ONCE = 2
 """Tensors that are worth streaming at a time: hashing one takes longer than reading it."""
 _INLINE = 1 << 20
+_LARGE = 1 << 24
 _INDEX_LIMIT = 100_000_000
 
 
@@ -213,11 +214,11 @@ class FilesHost(Host):
             return
         buffers = [self._buffer(step) for _ in range(2)]
         pending: Future[None] | None = None
-        with entry.path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+        opened = direct.Source(entry.path, past_cache=entry.size >= _LARGE)
+        with closing(opened) as source, ThreadPoolExecutor(1) as pool:
             for number, at in enumerate(range(0, entry.size, step)):
                 # The other buffer may still be being hashed; this one is not.
-                piece = buffers[number % 2][: min(step, entry.size - at)]
-                _read_into(file, piece, entry.start + at, entry)
+                piece = _read(source, buffers[number % 2], at, min(step, entry.size - at), entry)
                 if pending is not None:
                     pending.result()
                 if state is not None:
@@ -234,13 +235,12 @@ class FilesHost(Host):
         try:
             spare = self._spare.pop()
         except IndexError:
-            spare = np.empty(0, np.uint8)
-        return spare if len(spare) >= size else np.empty(size, np.uint8)
+            return direct.buffer(size)
+        return spare if len(spare) >= size + direct.PAGE else direct.buffer(size)
 
     def _one_piece(self, entry: Entry, state: hashlib._Hash | None) -> Iterator[NDArray[np.uint8]]:
-        piece = np.empty(entry.size, np.uint8)
-        with entry.path.open("rb", buffering=0) as file:
-            _read_into(file, piece, entry.start, entry)
+        with closing(direct.Source(entry.path, past_cache=False)) as source:
+            piece = _read(source, np.empty(entry.size, np.uint8), 0, entry.size, entry)
         if state is not None:
             state.update(piece.data)
             self._hashes[entry.name] = state.digest()
@@ -312,17 +312,16 @@ class FilesHost(Host):
         return found
 
 
-def _read_into(file: FileIO, piece: NDArray[np.uint8], offset: int, entry: Entry) -> None:
-    file.seek(offset)
-    view = piece.data
-    while view:
-        got = file.readinto(view)
-        if not got:
-            raise FileError(
-                f"File '{entry.path}' ended inside tensor '{entry.name}' while it was read.",
-                hint="Something shortened the file; fetch it again.",
-            )
-        view = view[got:]
+def _read(
+    source: direct.Source, into: NDArray[np.uint8], at: int, size: int, entry: Entry
+) -> NDArray[np.uint8]:
+    piece = source.read(into, entry.start + at, size)
+    if len(piece) < size:
+        raise FileError(
+            f"File '{entry.path}' ended inside tensor '{entry.name}' while it was read.",
+            hint="Something shortened the file; fetch it again.",
+        )
+    return piece
 
 
 def _weight_map(path: Path) -> dict[str, str]:
