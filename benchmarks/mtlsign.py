@@ -127,6 +127,9 @@ def attacks(key: Key, network: str, *, overwrite: dict[str, Any]) -> dict[str, A
         "noise-10": Noise(share=0.1),
         "permute-scale": Chain((Permute(), Scale())),
         "dummies": Dummies(),
+        "dummies-zero": Dummies.preset("zero"),
+        "dummies-split": Dummies.preset("split"),
+        "dummies-active": Dummies.preset("active"),
         "obfuscate": Obfuscate(),
         "distill": Distill(),
         "scratch": Scratch(),
@@ -142,6 +145,7 @@ def attacks(key: Key, network: str, *, overwrite: dict[str, Any]) -> dict[str, A
         "reset-two": ResetTail(),
         "reset-three": ResetTail(layers=3),
         "overwrite-double": Overwrite(settings_of_scheme=overwrite, strength=2.0, inputs=2560),
+        "collapse-100": Collapse(weight=100.0, epochs=10, taps=known),
         "collapse-10": Collapse(weight=10.0, taps=known),
         "collapse-truth-30": Collapse(weight=30.0, truth=True, epochs=10, taps=known),
         "scramble-noise-1": Scramble(taps=known),
@@ -367,7 +371,7 @@ def cost(args: argparse.Namespace) -> None:
         "marked": torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True),
     }
     with scheme.attach(model, key) as mark:
-        mark.after_step(0.1)  # from a peak: the samples are being settled in every timed step
+        mark.after_step(0.1)  # from a peak: the samples are being settled while time is taken
         for batch in stream:
             step("plain", plain.train(), batch, None)
             step("marked", model.train(), batch, mark)
@@ -384,7 +388,10 @@ def cost(args: argparse.Namespace) -> None:
         scheme.measure(host, key)
         verify.append(time.process_time() - start)
     ratios = [v / (f + r) for v, f, r in zip(verify, forward, refits, strict=True)]
-    middle = {name: statistics.median(some[20:]) for name, some in times.items()}
+    middle = {  # of two steps each, because samples are settled in every second one
+        name: statistics.median((a + b) / 2 for a, b in zip(some[20::2], some[21::2], strict=True))
+        for name, some in times.items()
+    }
     row = {
         "scheme": "mtlsign",
         "settings": cell.settings,

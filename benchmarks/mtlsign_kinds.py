@@ -339,6 +339,7 @@ SETTINGS: dict[str, Any] = {
     "directions": 2,
     "share": 0.25,
     "weight": 0.1,
+    "settle": 0.0,
 }
 
 

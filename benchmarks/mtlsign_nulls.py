@@ -7,8 +7,9 @@ S1: eight independent models, 500 keys each. S2: hostile models: the same initia
 one, trained on the triggers themselves, trained far too long, fine-tuned from a model that bears
 another key on the same triggers, pruned to a tenth, absurd weights, a constant answer. Each key is
 measured as a claim is: features, ordering by a nonce, refit, count. The hits of a model's keys are
-compared with the exact binomial law, and so are 20,000 draws of labels on the same features. S6:
-the parts of each key feed an e-value that an adversary stops when it stands highest.
+compared with the exact binomial law, and so are 7,000 draws of labels on the same features. Every
+model has keys of its own, so that the tests of two models are independent. S6: the parts of each
+key, or of each draw, feed an e-value that an adversary stops when it stands highest.
 """
 
 from __future__ import annotations
@@ -115,11 +116,11 @@ def independent(task: Task, seed: int) -> nn.Module:
     return train(task, seed=seed).model
 
 
-def drawn(features: dict[str, np.ndarray], seed: int, count: int = 20_000) -> tuple[float, float]:
-    """Judge many draws of labels on the same features; return the rate and the fit to the law."""
-    rng = np.random.default_rng(seed)
+def drawn(features: dict[str, np.ndarray], name: str, count: int = 7_000) -> dict[str, Any]:
+    """Judge many draws of labels on the same features; return figures."""
+    rng = np.random.default_rng(list(secret("draws", name)))
     each = SCHEME.triggers // SCHEME.shards
-    hits, trials = np.zeros(count, dtype=np.int64), 0
+    hits, trials, parts = np.zeros(count, dtype=np.int64), 0, []
     for direction in range(SCHEME.directions):
         places = range(direction, SCHEME.shards, SCHEME.directions)
         rows = np.concatenate([np.arange(each * i, each * (i + 1)) for i in places])
@@ -129,7 +130,31 @@ def drawn(features: dict[str, np.ndarray], seed: int, count: int = 20_000) -> tu
             rng.permutation(len(rows)).tolist(),
         )
         hits, trials = hits + found.hits, trials + found.trials
-    return float(hits.mean()) / trials, fit(hits, trials)
+        parts.append((found.hits, found.trials))
+    looks = zip(*([(int(right), asked) for right in some] for some, asked in parts), strict=True)
+    highest = np.array([best(look) for look in looks])
+    return {
+        "draws": count,
+        "rate": round(float(hits.mean()) / trials, 5),
+        "standard_errors": round(errors(hits, trials), 2),
+        "fit_p": round(fit(hits, trials), 4),
+        "e_bits_most": round(float(highest.max()), 2),
+        "share_e": {bits: round(float((highest >= bits).mean()), 5) for bits in (1, 3, 5, 7)},
+    }
+
+
+@functools.cache
+def best(parts: tuple[tuple[int, int], ...]) -> float:
+    """Return the e-value's bits where it stood highest, looked at after each part."""
+    betting = BettingEValue(HALF)
+    for right, asked in parts:
+        betting.add(right, asked)
+    return betting.bits()
+
+
+def errors(hits: np.ndarray, trials: int) -> float:
+    """Return by how many standard errors all hits together are off one half."""
+    return float(hits.sum() - trials * len(hits) / 2) / (0.5 * math.sqrt(trials * len(hits)))
 
 
 def fit(hits: np.ndarray, trials: int) -> float:
@@ -145,20 +170,17 @@ def by_keys(host: Any, key: Key, name: str, count: int) -> dict[str, Any]:
     """Measure a null with many keys, each as a claim is; return figures."""
     hits, bits, highest = [], [], []
     for index in range(count):
-        other = Key.generate(key.layout, secret=secret("null", index), inputs=key.inputs)
+        other = Key.generate(key.layout, secret=secret("null", name, index), inputs=key.inputs)
         evidence = SCHEME.measure(host, other, nonce=secret("nonce", name, index).hex())
         hits.append(evidence.hits)
         bits.append(-log2_p(evidence))
-        betting = BettingEValue(HALF)
-        for right, asked in evidence.details["hits and trials by direction"].values():
-            betting.add(right, asked)
-        highest.append(betting.bits())
+        parts = evidence.details["hits and trials by direction"].values()
+        highest.append(best(tuple((right, asked) for right, asked in parts)))
     found, trials = np.array(hits), evidence.trials
-    error = 0.5 * math.sqrt(trials * len(found))
     return {
         "trials": trials,
         "rate": round(float(found.mean()) / trials, 5),
-        "standard_errors": round(float(found.sum() - trials * len(found) / 2) / error, 2),
+        "standard_errors": round(errors(found, trials), 2),
         "fit_p": round(fit(found, trials), 4),
         "bits_most": round(max(bits), 2),
         "share_at_5_bits": round(float(np.mean(np.array(bits) >= 5)), 5),
@@ -183,8 +205,7 @@ def run(args: argparse.Namespace) -> None:
         if args.keys:
             figures = by_keys(host, key, name, args.keys)
         else:
-            rate, law = drawn(host.features(key.inputs, key.layout.carrier), len(name))
-            figures = {"draws": 20_000, "rate": round(rate, 5), "fit_p": round(law, 4)}
+            figures = drawn(host.features(key.inputs, key.layout.carrier), name)
         row = {"scheme": "mtlsign", "attack": "null", "null": name, "keys": args.keys} | figures
         row["seconds"] = round(time.process_time() - start, 1)
         write(ROWS, row | versions())

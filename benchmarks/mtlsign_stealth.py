@@ -1,17 +1,21 @@
 """Can anybody tell that a model bears MTL-Sign? Shadow models, weights, activations, classifiers.
 
     python benchmarks/mtlsign_stealth.py --shadows 60
+    python benchmarks/mtlsign_stealth.py --shadows 60 --alike
 
 The attacker knows the scheme and trains shadow models of both kinds, each with a seed and a key of
 its own. Three tests, each scored on models that it never saw: the variance of each layer's weights;
 how strongly the hidden features of his own samples fall into two clusters within a class; and a
 classifier on many statistics of weights and features. An AUC of 0.5 is a guess; a test that is
-wrong more often than right is turned round.
+wrong more often than right is turned round. With --alike the models without the mark are trained in
+the same way, with triggers that ride and samples that are settled, but nothing is marked: what is
+then told apart is the mark, not the way of training.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import time
@@ -39,6 +43,7 @@ from mtlsign import versions, write
 
 ROWS = Path(__file__).parent / "rows" / "mtlsign_stealth.jsonl"
 Array = np.ndarray
+_NO_WEIGHT = 1e-30
 
 
 def weight_statistics(model: nn.Module) -> dict[str, float]:
@@ -129,7 +134,11 @@ def shadows(args: argparse.Namespace) -> tuple[list[dict[str, float]], Array, li
         secret = hashlib.sha256(f"stealth/{i}".encode()).digest()
         key = scheme.new_key(task.host(fresh_model(task, i)), inputs=mine, secret=secret)
         marked = i % 2 == 1
-        model = (embed(task, scheme, key, seed=i) if marked else train(task, seed=i)).model
+        if marked or args.alike:
+            way = scheme if marked else dataclasses.replace(scheme, weight=_NO_WEIGHT)
+            model = embed(task, way, key, seed=i).model
+        else:
+            model = train(task, seed=i).model
         statistics = weight_statistics(model)
         found.append(statistics | activation_statistics(model, task, theirs, key.layout.carrier))
         utilities.append(task.evaluate(model))
@@ -145,6 +154,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--alike", action="store_true", help="train the others in the same way")
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
@@ -163,6 +173,7 @@ def main() -> None:
         "utility_clean": round(float(np.mean(utilities[0::2])), 2),
         "utility_marked": round(float(np.mean(utilities[1::2])), 2),
         "statistics": len(names),
+        "alike": args.alike,
     }
     logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     forest = RandomForestClassifier(300, random_state=0)

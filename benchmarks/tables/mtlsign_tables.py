@@ -20,6 +20,9 @@ ASKED: dict[str, str] = {
     "noise-10": "as released",
     "permute-scale": "as released",
     "dummies": "as released",
+    "dummies-zero": "as released",
+    "dummies-split": "as released",
+    "dummies-active": "as released",
     "obfuscate": "as released",
     "overwrite": "128",
     "erase-half": "64",
@@ -28,6 +31,7 @@ ASKED: dict[str, str] = {
     "collapse-3": "64",
     "collapse-30": "64",
     "collapse-everywhere": "64",
+    "collapse-100": "20",
     "distill-features": "64",
     "distill": "not claimed",
     "scratch": "none",
@@ -36,7 +40,7 @@ ASKED: dict[str, str] = {
 
 
 def _label(row: dict) -> str:
-    settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
+    settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items())) or "the default"
     size = f"{row['images']:,} images, {row['epochs']} epochs"
     return f"{row['network']}, {row['data']}, {size}; {settings}"
 
@@ -95,13 +99,15 @@ def cost() -> str:
         "| network | settings | step with the mark / without | verification / (pass + refit) |",
         "|---|---|---|---|",
     ]
+    groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows_of("mtlsign"):
         if row["attack"] == "cost":
             settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
-            lines.append(
-                f"| {row['network']} | {settings} | {row['step_ratio']:.3f} | "
-                f"{row['verification_ratio']:.3f} |"
-            )
+            groups.setdefault((row["network"], settings or "the default"), []).append(row)
+    for (network, settings), some in groups.items():
+        step = spread([row["step_ratio"] for row in some], 3)
+        verify = spread([row["verification_ratio"] for row in some], 3)
+        lines.append(f"| {network} | {settings} | {step} | {verify} |")
     return "\n".join(lines)
 
 
@@ -111,7 +117,7 @@ def nulls() -> str:
     drawn = {row["null"]: row for row in rows if not row["keys"]}
     lines = [
         "| model | keys | rate of hits | standard errors off | fit, p | most bits | most e-bits | "
-        "fit of 20,000 draws, p |",
+        "fit of 7,000 draws, p |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -129,9 +135,9 @@ def nulls() -> str:
 def stealth() -> str:
     """Return the table of detection tests."""
     lines = [
-        "| network | settings | models | accuracy clean / marked | weight variance | clusters | "
-        "logistic | forest |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | settings | models without the mark | models | accuracy clean / marked | "
+        "weight variance | clusters | logistic | forest |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows_of("mtlsign_stealth"):
         settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
@@ -140,7 +146,8 @@ def stealth() -> str:
             for t in ("variance", "clusters", "meta_logistic", "meta_forest")
         ]
         lines.append(
-            f"| {row['network']}, {row['data']} | {settings} | {row['shadows']} | "
+            f"| {row['network']}, {row['data']} | {settings or 'the default'} | "
+            f"{'trained alike' if row.get('alike') else 'plain'} | {row['shadows']} | "
             f"{row['utility_clean']:.2f} / {row['utility_marked']:.2f} | {' | '.join(tests)} |"
         )
     return "\n".join(lines)

@@ -28,7 +28,7 @@ from earmark.hosts.module import ModuleHost
 from earmark.keys.secret import Disclosure, Key
 from earmark.policy import log2_p
 from earmark.records import Access
-from earmark.schemes import refit
+from earmark.schemes import mtlsign, refit
 from earmark.schemes.mtlsign import MtlSign, far_apart, labels_of
 from earmark.training import train
 
@@ -173,13 +173,13 @@ def test_loss_wants_a_pass_first(task, key) -> None:
             mark.loss()
 
 
-def settled(model: nn.Module, key: Key, settle: float, batch) -> list[float]:
+def settled(model: nn.Module, key: Key, settle: float, batch, turn: int = 0) -> list[float]:
     """Return the mark's loss at the peak of the learning rate, halfway down, and at its end."""
     scheme = replace(SCHEME, settle=settle)
     found = []
     with scheme.attach(model, key) as mark:
         for lr in (0.1, 0.05, 0.0):
-            mark.load_state_dict({"round": 0, "step": 0, "lr": lr, "peak": 0.1})
+            mark.load_state_dict({"round": 0, "step": 0, "turn": turn, "lr": lr, "peak": 0.1})
             model(mark.mix(batch)[0])
             found.append(float(mark.loss().detach()))
     return found
@@ -191,6 +191,27 @@ def test_settling_grows_as_the_learning_rate_falls(task, key, marked) -> None:
     gains = [one - other for one, other in zip(some, none, strict=True)]
     assert gains[0] == 0.0
     assert 0 < gains[1] == pytest.approx(gains[2] / 2, rel=1e-3)
+
+
+def test_settling_takes_turns(task, key, marked) -> None:
+    batch = next(iter(task.stream("train", 1)))
+    odd = settled(marked, key, 6.0, batch, turn=1)
+    assert odd == settled(marked, key, 0.0, batch, turn=1) != settled(marked, key, 6.0, batch)
+
+
+def test_variance_within_groups_is_what_its_name_says() -> None:
+    rng = np.random.default_rng(0)
+    rows, groups = rng.normal(3.0, 1.0, (60, 7)), rng.integers(0, 4, 60)
+    rows[groups == 2] += 2.0
+    counted = rng.random(60) < 0.7
+    some, names = rows[counted], groups[counted]
+    inner = sum(some[names == g].var(0).sum() * (names == g).sum() for g in range(4)) / len(some)
+    found = mtlsign._within(
+        torch.tensor(rows), torch.tensor(groups), torch.tensor(counted, dtype=torch.float32)
+    )
+    assert float(found) == pytest.approx(inner / some.var(0).sum(), rel=1e-4)
+    nobody = mtlsign._within(torch.tensor(rows), torch.tensor(groups), torch.zeros(60))
+    assert float(nobody) == 0.0
 
 
 def test_a_task_that_is_not_learned_is_not_settled(task, key) -> None:

@@ -53,6 +53,7 @@ from earmark.schemes.base import Mark, Scheme
 
 _LEAST = 16
 _OWN_PASS = 32
+_SETTLE_EVERY = 2
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,  # noqa: SLF001 - the one base of all batch norms
     nn.modules.instancenorm._InstanceNorm,  # noqa: SLF001 - as above
@@ -68,7 +69,8 @@ class MtlSign(Scheme):
     `weight * mean(log(1 + exp(-sharpness * y_i <u, z_i> / sqrt(width))))`. The samples beside the
     triggers add `settle * (1 - lr / peak) * (2 r - 1) * W / V` at each marked layer, a third of it
     at what flows into one; W is the variance of their features within the model's answers, V the
-    whole one, r the share of right answers, and the term is left out while r is under one half.
+    whole one, both of the samples that are answered rightly, and r the share of those; the term is
+    left out while r is under one half, and comes with every second step, twice as strong.
 
     Args:
         triggers: Inputs that the key keeps, at most.
@@ -112,16 +114,16 @@ class MtlSign(Scheme):
     needs_inputs: ClassVar[bool] = True
     summary: ClassVar[str] = "Hidden features carry random labels of secret natural inputs."
 
-    triggers: int = 2048
-    shards: int = 8
-    directions: int = 4
+    triggers: int = 1024
+    shards: int = 4
+    directions: int = 2
     taps: tuple[str, ...] = ()
     deeper: bool = True
     read: tuple[str, ...] = ()
     share: float = 0.125
-    weight: float = 0.05
+    weight: float = 0.3
     sharpness: float = 2.0
-    settle: float = 0.0
+    settle: float = 20.0
 
     def __post_init__(self) -> None:
         if self.shards < 1 or not 1 <= self.directions <= self.shards:
@@ -420,15 +422,23 @@ class RidingMark(Mark):
         self._length = 0
         self._classes: Tensor | None = None
         self._lr = self._peak = 0.0
+        self._turn = 0
 
     def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
         """Return how far the triggers' order has been read."""
-        return {"round": self._round, "step": self._step, "lr": self._lr, "peak": self._peak}
+        return {
+            "round": self._round,
+            "step": self._step,
+            "turn": self._turn,
+            "lr": self._lr,
+            "peak": self._peak,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Go on with the triggers' order where a training was interrupted."""
         if state:
             self._round, self._step = int(state["round"]), int(state["step"])
+            self._turn = int(state["turn"])
             self._lr, self._peak = float(state["lr"]), float(state["peak"])
             self._order = self._shuffled()
 
@@ -450,6 +460,7 @@ class RidingMark(Mark):
 
     def after_step(self, lr: float) -> None:
         """Follow the learning rate: the task's own samples are settled as it falls."""
+        self._turn += 1
         self._lr, self._peak = lr, max(lr, self._peak)
 
     def loss(self) -> Tensor:
@@ -463,17 +474,19 @@ class RidingMark(Mark):
         return total if self._classes is None else total + self._unsettled(self._classes)
 
     def _unsettled(self, classes: Tensor) -> Tensor:
-        """Return the term that settles the task's own samples."""
+        """Return the term that settles the task's own samples, now and then."""
         late = 1 - self._lr / self._peak if self._peak else 0.0
+        if self._turn % _SETTLE_EVERY:
+            return torch.zeros(())
         scores = self._answers[-1] if self._answers else None
         if not late * self._scheme.settle > 0 or scores is None or len(scores) != self._length:
             return torch.zeros(())
         riders = self._length - len(classes)
         groups = scores.detach()[riders:].argmax(1)
-        learned = 2 * (groups == classes.to(groups.device)).float().mean() - 1
-        settle = self._scheme.settle * late * learned.clamp(min=0)
+        right = (groups == classes.to(groups.device)).float()
+        settle = _SETTLE_EVERY * self._scheme.settle * late * (2 * right.mean() - 1).clamp(min=0)
         rest = [
-            (1.0 if name in self._carrier else 1 / 3) * _within(value[riders:], groups)
+            (1.0 if name in self._carrier else 1 / 3) * _within(value[riders:], groups, right)
             for name, value in self._seen.items()
             if len(value) == self._length
         ]
@@ -553,14 +566,16 @@ def _classes(batch: Tree) -> Tensor | None:
     return targets
 
 
-def _within(features: Tensor, groups: Tensor) -> Tensor:
-    """Return the variance within groups over the whole variance, (samples, width) -> scalar."""
+def _within(features: Tensor, groups: Tensor, counted: Tensor) -> Tensor:
+    """Return the variance within groups over the whole variance, of the samples counted as 1."""
     rows = features.float()
-    member = functional.one_hot(groups).to(rows.dtype)
-    means = (member.T @ rows) / member.sum(0).clamp(min=1)[:, None]
-    inner = (rows - means[groups]).square().sum(1).mean()
-    whole = (rows - rows.mean(0)).square().sum(1).mean()
-    return inner / whole.clamp(min=1e-6)
+    member = functional.one_hot(groups) * counted[:, None]
+    count = counted.sum().clamp(min=1)
+    square = (counted @ rows.square()).sum() / count
+    sums = member.T @ rows
+    between = (sums.square().sum(1) / member.sum(0).clamp(min=1)).sum() / count
+    whole = square - (sums.sum(0) / count).square().sum()
+    return (square - between) / whole.clamp(min=1e-6)
 
 
 @contextlib.contextmanager
