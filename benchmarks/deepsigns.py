@@ -19,6 +19,8 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +33,22 @@ from earmark.attacks.base import Attack, Budget, Knowledge
 from earmark.attacks.chain import Chain
 from earmark.attacks.finetune import FineTune
 from earmark.attacks.noise import Noise
-from earmark.attacks.obfuscate import Obfuscate, Permute, Scale
+from earmark.attacks.obfuscate import Dummies, Obfuscate, Permute, Scale
 from earmark.attacks.overwrite import Overwrite
 from earmark.attacks.prune import Prune, PruneChannels
 from earmark.attacks.quantize import Cast, Quantize
 from earmark.attacks.refactor import FoldNorms
+from earmark.attacks.wrappers import FilterQueries
 from earmark.bench import data, zoo
 from earmark.errors import EarmarkError
 from earmark.hosts.access import Host
 from earmark.keys.secret import Key
 from earmark.schemes.base import Scheme
 from earmark.schemes.deepsigns import DeepSigns, Plan
-from earmark.schemes.deepsigns_blackbox import DeepSignsBlackBox
+from earmark.schemes.deepsigns_blackbox import DeepSignsBlackBox, drawn
 from earmark.schemes.deepsigns_blackbox_paper import DeepSignsBlackBoxPaper
 from earmark.schemes.embedding import candidates, embed
+from earmark.stats import log2_binomial_tail
 from earmark.task import Task
 from earmark.training import Recipe, train
 
@@ -54,6 +58,12 @@ zoo.NETWORKS["wide-resnet"] = lambda shape, classes: zoo.ResNet(
     shape, classes, width=32, stride=1 if shape[1] < 16 else 4
 )
 TAPS = {"wide-resnet": ("stages.1", "stages.2")}
+# In four epochs the terms come some twenty times: too little for these at the usual settings.
+OWN: dict[tuple[str, str], dict[str, Any]] = {
+    ("wide-resnet", "white"): {"taps": TAPS["wide-resnet"], "weight": 3.0},
+}
+TWICE = {("mlp", "black"), ("wide-resnet", "black")}  # marked for twice as many epochs
+WIDE = {"mlp": "fc2.weight", "small-cnn": "fc.weight", "wide-resnet": "stages.2.conv2.weight"}
 WIDER: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "mlp": lambda shape, classes: zoo.Mlp(shape, classes, hidden=700),
     "small-cnn": lambda shape, classes: zoo.SmallCnn(shape, classes, width=20, hidden=160),
@@ -104,14 +114,18 @@ class Cell:
         recipe = Recipe.of(self.task.recipe, epochs=self.args.base_epochs)
         return self.model("base", lambda: train(self.task, seed=self.seed, recipe=recipe).model)
 
-    def control(self) -> nn.Module:
+    def recipe(self, form: str) -> Recipe:
+        """How a form is embedded, and its control trained."""
+        times = 2 if (self.network, form) in TWICE else 1
+        return replace(self.tune, epochs=times * self.args.epochs)
+
+    def control(self, form: str = "white") -> nn.Module:
         """The base, fine-tuned alike without a mark."""
+        recipe, seed = self.recipe(form), self.seed + 50
         return self.model(
-            "control",
+            "control" if recipe.epochs == self.args.epochs else "control twice",
             lambda: (
-                train(
-                    self.task, seed=self.seed + 50, recipe=self.tune, model=copy.deepcopy(self.base)
-                ).model
+                train(self.task, seed=seed, recipe=recipe, model=copy.deepcopy(self.base)).model
             ),
         )
 
@@ -121,11 +135,11 @@ class Cell:
         secret = self.seed.to_bytes(16, "big") + label.to_bytes(16, "big")
         return scheme.new_key(self.task.host(self.base), inputs=inputs, secret=secret)
 
-    def mark(self, scheme: Scheme, key: Key) -> nn.Module:
+    def mark(self, scheme: Scheme, key: Key, form: str = "white") -> nn.Module:
         """The base, fine-tuned with the mark."""
         model = copy.deepcopy(self.base)
-        seed = self.seed + 50
-        return embed(self.task, scheme, key, seed=seed, model=model, recipe=self.tune).model
+        seed, recipe = self.seed + 50, self.recipe(form)
+        return embed(self.task, scheme, key, seed=seed, model=model, recipe=recipe).model
 
     def row(self, part: str, item: str, **found: Any) -> None:
         """Append a row."""
@@ -136,8 +150,7 @@ class Cell:
             "data": self.args.data,
             "samples": self.samples,
             "seed": self.seed,
-            "epochs": self.args.epochs,
-            **found,
+            **{"epochs": self.args.epochs} | found,
             "earmark": earmark.__version__,
             "torch": torch.__version__,
             "machine": f"{os.cpu_count()} cores, {platform.machine()}",
@@ -206,27 +219,23 @@ def correlation(first: nn.Module, second: nn.Module) -> float | None:
 
 
 def forms(cell: Cell) -> dict[str, Scheme]:
-    """The two default forms, by the name that rows carry; the residual network is taught harder.
-
-    In so short a training the term comes some twenty times, which is too little for it.
-    """
-    if cell.network == "wide-resnet":
-        white: Scheme = DeepSigns(taps=TAPS[cell.network], weight=3.0)
-        return {"white": white, "black": DeepSignsBlackBox(every=8, weight=1.0)}
-    return {"white": DeepSigns(), "black": DeepSignsBlackBox()}
+    """The two default forms, by the name that rows carry."""
+    kept: dict[str, Callable[..., Scheme]] = {"white": DeepSigns, "black": DeepSignsBlackBox}
+    return {
+        name: make(**settings(cell, name))
+        for name, make in kept.items()
+        if name in cell.args.forms.split(",")
+    }
 
 
 def settings(cell: Cell, form: str) -> dict[str, Any]:
-    """The settings of a form that differ from the defaults, for the attacker who overwrites."""
-    if cell.network != "wide-resnet":
-        return {}
-    white = {"taps": list(TAPS[cell.network]), "weight": 3.0}
-    return white if form == "white" else {"every": 8, "weight": 1.0}
+    """The settings of a form that differ from the defaults; who overwrites takes the same."""
+    return OWN.get((cell.network, form), {})
 
 
 def marked_with(cell: Cell, name: str, scheme: Scheme, key: Key) -> nn.Module:
     """The cell's marked model of one form."""
-    return cell.model(name, lambda: cell.mark(scheme, key))
+    return cell.model(name, lambda: cell.mark(scheme, key, name))
 
 
 def fidelity(cell: Cell) -> None:
@@ -237,11 +246,11 @@ def fidelity(cell: Cell) -> None:
         key = cell.key(scheme)
         marked = marked_with(cell, name, scheme, key)
         found = cell.evidence(scheme, marked, key, whole=True)
-        unmarked = cell.evidence(scheme, cell.control(), key, whole=True)
+        unmarked = cell.evidence(scheme, cell.control(name), key, whole=True)
         own = {"control": unmarked["accuracy"], "control_bits": unmarked["bits"]}
         own["base"] = cell.task.evaluate(cell.base)
         own["correlation"] = correlation(cell.base, marked)
-        cell.row(name, "marked", **found, **own)
+        cell.row(name, "marked", **found, **own, epochs=cell.recipe(name).epochs)
 
 
 def core(cell: Cell) -> None:
@@ -251,6 +260,7 @@ def core(cell: Cell) -> None:
         key = cell.key(scheme)
         marked = marked_with(cell, name, scheme, key)
         active = Obfuscate(**Obfuscate.PRESETS["active"])
+        near = Dummies(kind="active", width=0.1)
         battery: dict[str, Attack] = {
             "R5 prune .5 global": Prune(share=0.5),
             "R5 prune .8 global": Prune(share=0.8),
@@ -263,11 +273,17 @@ def core(cell: Cell) -> None:
             "R11 dummies .1": Obfuscate(),
             "R11 dummies .8": Obfuscate(width=0.8),
             "R12 active dummies, noise": Chain((active, Noise())),
+            "R12 noise before the rest": Chain((near, Noise(), Obfuscate())),
         }
-        if cell.network == "mlp" and cell.seed:
+        if (cell.network == "mlp" and cell.seed) or cell.args.data != "fashion-mnist":
             del battery["R11 dummies .8"]  # matching so many units takes longer than all the rest
         if any(isinstance(module, nn.BatchNorm2d) for module in marked.modules()):
             battery["R14 norms folded"] = FoldNorms()
+        if name == "black":
+            battery |= {
+                "filter that turns away 2 %": FilterQueries(share=0.02),
+                "filter that turns away 10 %": FilterQueries(share=0.1),
+            }
         cell.attacked(name, scheme, key, marked, battery.items())
 
 
@@ -290,6 +306,10 @@ def tuned(cell: Cell) -> None:
             "R2 fine-tune 5e-3 x20": FineTune(lr=5e-3, epochs=20, **adam),
             "R13 fine-tune, dummies": Chain((FineTune(lr=1e-3, epochs=10, **adam), Obfuscate())),
         }
+        if name == "black":
+            del battery["R13 fine-tune, dummies"]  # dummies change no answer
+            if cell.network != "mlp" and cell.seed > 1:
+                del battery["R2 fine-tune 5e-3 x20"]  # nothing is left of them
         cell.attacked(name, scheme, key, marked, battery.items())
 
 
@@ -302,11 +322,11 @@ def long(cell: Cell) -> None:
             "settings_of_scheme": settings(cell, name),
             "lr": cell.lr,
             "inputs": 2000,
-            "epochs": 10,
         }
         battery: dict[str, Attack] = {
-            "R16 overwrite double": Overwrite(strength=2.0, **own),
-            "R16 overwrite three keys": Overwrite(keys=3, **own),
+            "R16 overwrite x40": Overwrite(epochs=40, **own),
+            "R16 overwrite double": Overwrite(epochs=10, strength=2.0, **own),
+            "R16 overwrite three keys": Overwrite(epochs=10, keys=3, **own),
             "R1 fine-tune 1e-4 x5": FineTune(
                 lr=1e-4, epochs=5, optimizer="adamw", schedule="constant"
             ),
@@ -318,15 +338,14 @@ def capacity(cell: Cell) -> None:
     """Accuracy and error rate against the number of bits, and after pruning and fine-tuning."""
     battery = {"prune .8": Prune(share=0.8), "fine-tune": FineTune(lr=cell.lr / 5, epochs=3)}
     for bits in (4, 16, 64, 128, 256, 512, 1024):
-        scheme = DeepSigns(
-            bits=bits, shards=1, taps=TAPS.get(cell.network, ()), margin=margin(cell, bits)
-        )
+        own = settings(cell, "white")
+        scheme = DeepSigns(bits=bits, shards=1, margin=margin(cell, bits), **own)
         key = cell.key(scheme, bits)
         marked = cell.model(f"capacity-{bits}", lambda held=(scheme, key): cell.mark(*held))  # type: ignore[misc]
         if ("capacity", f"{bits} bits") not in cell.done:
             found = cell.evidence(scheme, marked, key, whole=True)
-            own = {"control": cell.task.evaluate(cell.control()), "margin": scheme.margin}
-            cell.row("capacity", f"{bits} bits", **found, **own)
+            control = cell.task.evaluate(cell.control())
+            cell.row("capacity", f"{bits} bits", **found, control=control, margin=scheme.margin)
         items = [(f"{bits} bits, {name}", attack) for name, attack in battery.items()]
         cell.attacked("capacity", scheme, key, marked, items)
 
@@ -345,6 +364,8 @@ def overwrite(cell: Cell) -> None:
             own: dict[str, Any] = {"bits": bits}
             if name == "deepsigns":
                 own |= settings(cell, "white") | {"margin": margin(cell, bits)}
+            else:
+                own["carrier"] = (WIDE[cell.network],)
             scheme = registry.scheme(name, **own)
             key = cell.key(scheme, bits)
             label = f"{name} {bits}"
@@ -454,47 +475,79 @@ def overhead(cell: Cell) -> None:
 
 
 def inputs(cell: Cell) -> None:
-    """Inputs of black-box keys: what they cost, how they last, how well a filter finds them."""
+    """Inputs of black-box keys: what they cost, how they last, how well filters find them."""
+    white: dict[str, Any] = {"smooth": 0.0, "contrast": 1.0}
+    own = settings(cell, "black")
     variants: dict[str, dict[str, Any]] = {
         "samples": {"grain": 0.0},
         "blends": {"grain": 0.0, "blend": 0.5},
-        "blends, weight 1": {"grain": 0.0, "blend": 0.5, "weight": 1.0},
-        "grain .5": {"grain": 0.5},
-        "grain .8 (default)": {},
-        "blends, grain .8": {"blend": 0.5},
-        "grain .8, no weight noise": {"noise": 0.0},
-        "grain .8, cross-entropy": {"plain": True},
-        "grain .8, margin 8": {"margin": 8.0},
+        "rough grain .5": white | {"grain": 0.5},
+        "rough grain .8 (the default before)": white | {"grain": 0.8},
+        "smooth grain .6, contrast 1": {"grain": 0.6, "contrast": 1.0},
+        "smooth grain .7 (default)": {},
+        "smooth grain .8": {"grain": 0.8},
+        "default, no weight noise": {"noise": 0.0},
+        "default, cross-entropy": {"plain": True},
+        "default, margin 8": {"margin": 8.0},
     }
-    tune = FineTune(lr=1e-3, epochs=10, optimizer="adamw", schedule="constant")
+    tune = FineTune(lr=1e-3, epochs=20, optimizer="adamw", schedule="constant")
     for name, changes in variants.items():
-        scheme = DeepSignsBlackBox(**changes)
+        scheme = DeepSignsBlackBox(**(own | changes))
         key = cell.key(scheme)
-        marked = cell.model(f"inputs-{name}", lambda held=(scheme, key): cell.mark(*held))  # type: ignore[misc]
+        marked = cell.model(f"inputs-{name}", lambda held=(scheme, key, "black"): cell.mark(*held))  # type: ignore[misc]
         if ("inputs", name) not in cell.done:
             found = cell.evidence(scheme, marked, key, whole=True)
-            found |= {"control": cell.task.evaluate(cell.control()), **seen(cell, key.inputs)}
+            control = cell.task.evaluate(cell.control("black"))
+            found |= {"control": control, **seen(cell, key, marked)}
             cell.row("inputs", name, **found)
         items = [(f"{name}, fine-tuned", tune), (f"{name}, prune .5", Prune(share=0.5))]
         cell.attacked("inputs", scheme, key, marked, items)
 
 
-def seen(cell: Cell, given: torch.Tensor) -> dict[str, float]:
-    """How well a filter tells inputs from data: area under the curve, 0.5 is blind."""
-    known = cell.images.inputs("train")[:2000].flatten(1)
-    honest = cell.images.inputs("test")[:300]
-    near = [
-        torch.cdist(part.flatten(1), known).topk(5, largest=False).values[:, -1]
-        for part in (given, honest)
-    ]
+def seen(cell: Cell, key: Key, marked: nn.Module) -> dict[str, float]:
+    """How well filters tell inputs from data, and what the best of them leave of the evidence.
+
+    A filter sorts by one statistic. Its area under the curve is 0.5 if it is blind; the evidence
+    is what 100 questions show if it turns away 2 or 10 % of honest ones and answers wrongly then.
+    """
+    found, honest = odd(cell, key.inputs), odd(cell, cell.images.inputs("test")[:QUICK])
     with torch.no_grad():
-        sure = [-cell.control()(part).softmax(1).amax(1) for part in (given, honest)]
-    return {"area_distance": area(*near), "area_confidence": area(*sure)}
+        right = marked(key.inputs).argmax(1) == torch.from_numpy(drawn(key))
+    made = {
+        f"area_{name}": area(found[name], honest[name])
+        for name in ("distance", "confidence", "roughness")
+    }
+    for share in (2, 10):
+        left = [
+            int((right & (found[name] <= honest[name].quantile(1 - share / 100))).sum())
+            for name in found
+        ]
+        tail = log2_binomial_tail(min(left), len(right), Fraction(1, cell.images.classes))
+        made[f"bits_{share}"] = round(-tail, 2)
+    return made
 
 
-def area(odd: torch.Tensor, usual: torch.Tensor) -> float:
-    """Area under the curve of telling `odd` (higher values) from `usual`."""
-    gaps = odd[:, None] - usual[None]
+def odd(cell: Cell, given: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What filters may look at, higher where an input is odder."""
+    known = cell.images.inputs("train")[:2000].flatten(1)
+    pixels = given.flatten(1)
+    rough = (given[..., 1:] - given[..., :-1]).square().mean(dim=(1, 2, 3))
+    with torch.no_grad():
+        sure = cell.control()(given).softmax(1).amax(1)
+    return {
+        "distance": torch.cdist(pixels, known).topk(5, largest=False).values[:, -1],
+        "confidence": -sure,
+        "roughness": rough,
+        "smoothness": -rough,
+        "flatness": -pixels.std(dim=1),
+        "brightness": pixels.mean(dim=1),
+        "dark parts": pixels.quantile(0.1, dim=1),
+    }
+
+
+def area(unusual: torch.Tensor, usual: torch.Tensor) -> float:
+    """Area under the curve of telling `unusual` (higher values) from `usual`."""
+    gaps = unusual[:, None] - usual[None]
     return float((gaps > 0).float().mean() + 0.5 * (gaps == 0).float().mean())
 
 
@@ -584,6 +637,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000, help="training images; 0 for all")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--parts", default="core", help=", ".join(PARTS))
+    parser.add_argument("--forms", default="white,black", help="forms that core, tuned, long take")
     parser.add_argument("--base-epochs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4, help="epochs of embedding")
     parser.add_argument("--models", default="runs/deepsigns", help="folder of trained models")

@@ -11,9 +11,9 @@ from common import rows_of
 ASKED: dict[str, tuple[str, str]] = {
     "R1 fine-tune 1e-4 x5": ("64", "64"),
     "R1 fine-tune 1e-3 x20": ("64", "64"),
-    "R2 fine-tune 5e-3 x20": ("20", "report"),
-    "R4 reset last, last layer": ("as before", "report"),
-    "R4 reset last, all layers": ("64", "report"),
+    "R2 fine-tune 5e-3 x20": ("20", "20, target"),
+    "R4 reset last, last layer": ("as before", "20, target"),
+    "R4 reset last, all layers": ("64", "20, target"),
     "R5 prune .5 global": ("report", "64"),
     "R5 prune .8 global": ("64", "report"),
     "R5 prune .8 layer": ("64", "report"),
@@ -25,12 +25,16 @@ ASKED: dict[str, tuple[str, str]] = {
     "R10 permute, scale": ("as before", "as before"),
     "R11 dummies .1": ("error .02", "as before"),
     "R11 dummies .8": ("error .02", "as before"),
-    "R12 active dummies, noise": ("report", "as before"),
-    "R13 fine-tune, dummies": ("report", "report"),
+    "R12 noise before the rest": ("error .05", "as before"),
+    "R12 active dummies, noise": ("report", "report"),
+    "R13 fine-tune, dummies": ("64, target", "20, target"),
     "R14 norms folded": ("as before", "as before"),
-    "R16 overwrite": ("64", "report"),
-    "R16 overwrite double": ("64", "report"),
-    "R16 overwrite three keys": ("64", "report"),
+    "R16 overwrite": ("64", "64, target"),
+    "R16 overwrite x40": ("64", "64, target"),
+    "R16 overwrite double": ("64", "64, target"),
+    "R16 overwrite three keys": ("64", "64, target"),
+    "filter that turns away 2 %": ("", "64"),
+    "filter that turns away 10 %": ("", "report"),
 }
 NETWORKS = ("mlp", "small-cnn", "wide-resnet")
 
@@ -85,7 +89,7 @@ def fidelity() -> str:
     return lines(head, body)
 
 
-def column(form: str) -> Callable[[], str]:
+def column(form: str, data: str = "fashion-mnist") -> Callable[[], str]:
     """One column of the battery: evidence, error rate, utility and weight correlation."""
 
     def cell(some: list[Row]) -> str:
@@ -100,7 +104,7 @@ def column(form: str) -> Callable[[], str]:
         )
 
     def make() -> str:
-        found = [row for row in rows(form) if row["data"] == "fashion-mnist"]
+        found = [row for row in rows(form) if row["data"] == data]
         body = []
         for item in ("marked", *ASKED):
             cells = [
@@ -180,6 +184,33 @@ def integrity() -> str:
     return lines(head, body)
 
 
+def fairness() -> str:
+    """Hits of innocent models, aligned to the marked one and in place, over many keys."""
+    found = rows("fairness")
+    body = []
+    for network in NETWORKS:
+        own = [row for row in found if row["network"] == network]
+        if not own:
+            continue
+        for name, what in (("placed", "in place"), ("aligned", "aligned")):
+            means = [statistics.mean(row[name]) for row in own]
+            error = statistics.stdev(means) / len(means) ** 0.5
+            body.append(
+                [
+                    network,
+                    what,
+                    str(len(own)),
+                    str(sum(len(row[name]) for row in own)),
+                    f"{own[0]['trials'] // 2} of {own[0]['trials']}",
+                    f"{statistics.mean(means):.1f} ({error:.1f})",
+                    str(max(max(row[name]) for row in own)),
+                ]
+            )
+    head = ["network", "read", "keys", "readings", "expected", "mean hits (standard error)",
+            "most hits"]  # fmt: skip
+    return lines(head, body)
+
+
 def key_inputs() -> str:
     """Kinds of inputs and of teaching for black-box keys."""
     found = rows("inputs")
@@ -203,12 +234,17 @@ def key_inputs() -> str:
                     ),
                     *(
                         spread([row[name] for row in plain], ".2f", high=True)
-                        for name in ("area_distance", "area_confidence")
+                        for name in ("area_distance", "area_confidence", "area_roughness")
+                    ),
+                    *(
+                        spread([row[name] for row in plain], ".0f")
+                        for name in ("bits_2", "bits_10")
                     ),
                 ]
             )
     head = ["network", "inputs and teaching", "seeds", "marked less unmarked (points)", "bits",
-            "fine-tuned", "pruned 50 %", "filter by distance", "filter by confidence"]  # fmt: skip
+            "fine-tuned", "pruned 50 %", "by distance", "by confidence", "by roughness",
+            "bits, 2 % turned away", "bits, 10 %"]  # fmt: skip
     return lines(head, body)
 
 
@@ -241,9 +277,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "deepsigns-fidelity": fidelity,
     "deepsigns-white": column("white"),
     "deepsigns-black": column("black"),
+    "deepsigns-white-mnist": column("white", "mnist"),
+    "deepsigns-black-mnist": column("black", "mnist"),
+    "deepsigns-white-cifar": column("white", "cifar10"),
+    "deepsigns-black-cifar": column("black", "cifar10"),
     "deepsigns-capacity": capacity,
     "deepsigns-overwriting": overwriting,
     "deepsigns-integrity": integrity,
+    "deepsigns-fairness": fairness,
     "deepsigns-inputs": key_inputs,
     "deepsigns-published": published,
     "deepsigns-overhead": overhead,

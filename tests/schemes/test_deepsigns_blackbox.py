@@ -140,7 +140,17 @@ def test_too_few_samples_are_refused(task, plain):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"count": 0}, {"count": 30}, {"blend": 0.7}, {"noise": -1.0}, {"grain": -1.0}, {"classes": 1}],
+    [
+        {"count": 0},
+        {"count": 30},
+        {"blend": 0.7},
+        {"noise": -1.0},
+        {"grain": -1.0},
+        {"classes": 1},
+        {"contrast": 0.0},
+        {"contrast": 1.5},
+        {"smooth": -1.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UsageError):
@@ -159,6 +169,32 @@ def test_grain_is_keyed_stays_in_range_and_leaves_codes():
     assert made["x"].max() <= given["x"].max()
     change = (made["x"] - given["x"]).std() / given["x"].std()
     assert 0.4 < change < 0.5  # clipped a little
+
+
+def test_grain_of_images_is_smoothed_and_their_contrast_lowered():
+    drawn_at = torch.Generator().manual_seed(5)
+    images = torch.randn(50, 2, 12, 12, generator=drawn_at)
+
+    def made(size, **more):
+        return grained(images, size, KeyStream(bytes(32), "grain"), **more)
+
+    def rough(found):
+        return float((found[..., 1:] - found[..., :-1]).square().mean())
+
+    assert rough(made(0.7, smooth=1.0) - images) < 0.5 * rough(made(0.7) - images)
+    assert made(0.7, smooth=1.0).std() == pytest.approx(float(made(0.7).std()), rel=0.05)
+    bare = made(1e-9, contrast=0.5)
+    assert torch.allclose(bare.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)), atol=1e-4)
+    assert float(bare.std()) == pytest.approx(0.5 * float(images.std()), rel=0.02)
+    assert images.amin() <= made(2.0, smooth=1.0).amin()
+
+
+def test_grain_of_plain_numbers_is_neither_smoothed_nor_flattened():
+    given = torch.linspace(-1, 1, 400).reshape(20, 20)
+    plain = grained(given, 0.5, KeyStream(bytes(32), "grain"))
+    assert torch.equal(
+        plain, grained(given, 0.5, KeyStream(bytes(32), "grain"), smooth=2.0, contrast=0.1)
+    )
 
 
 def test_blends_numbers_and_splices_codes():

@@ -57,8 +57,12 @@ class DeepSignsBlackBox(Scheme):
         count: Inputs of the key.
         classes: Number of classes; 0 reads it off the host.
         blend: Share of a second sample in each input: 0 takes natural samples as they are.
-        grain: Size of the fine random grain on each input, relative to the samples' spread; token
-            codes get none.
+        grain: Size of the random grain on each input, relative to the samples' spread; token codes
+            get none.
+        smooth: Pixels over which the grain of images is smoothed, so that it is no rougher than
+            they are; 0 leaves every pixel its own.
+        contrast: Share of their own contrast that images keep under the grain, so that they are
+            not farther from the data than data are; 1 keeps all.
         weight: Weight of the mark's term.
         margin: Lead in scores that the drawn answer is to have.
         noise: Size of random changes to the weights while the answers are taught, relative to
@@ -94,12 +98,14 @@ class DeepSignsBlackBox(Scheme):
     name: ClassVar[str] = "deepsigns-blackbox"
     needs: ClassVar[frozenset[Access]] = frozenset({Access.LABELS})
     needs_inputs: ClassVar[bool] = True
-    summary: ClassVar[str] = "Inputs with drawn answers; a service's labels suffice (black-box)."
+    summary: ClassVar[str] = "inputs with drawn answers; labels of a service suffice (black-box)"
 
     count: int = 100
     classes: int = 0
     blend: float = 0.0
-    grain: float = 0.8
+    grain: float = 0.7
+    smooth: float = 1.0
+    contrast: float = 0.5
     weight: float = 0.5
     margin: float = 4.0
     noise: float = 0.1
@@ -117,6 +123,8 @@ class DeepSignsBlackBox(Scheme):
             raise UsageError(f"{self.count} inputs do not fall into {self.shards} equal shards.")
         if not 0 <= self.blend <= 0.5 or self.noise < 0 or self.grain < 0 or not self.weight > 0:
             raise UsageError("Settings blend (0 to 0.5), grain, noise or weight are out of range.")
+        if not 0 < self.contrast <= 1 or self.smooth < 0:
+            raise UsageError("Settings contrast (above 0, to 1) or smooth are out of range.")
         if self.classes == 1 or self.classes < 0:
             raise UsageError(f"{self.classes} classes leave nothing to answer.")
 
@@ -169,7 +177,9 @@ class DeepSignsBlackBox(Scheme):
         kept = batches.take(given, order[: self.count])
         if self.blend:
             kept = blended(kept, batches.take(given, order[self.count :]), self.blend)
-        return grained(kept, self.grain, stream) if self.grain else kept
+        if not self.grain:
+            return kept
+        return grained(kept, self.grain, stream, smooth=self.smooth, contrast=self.contrast)
 
     def answers(self, key: Key | Disclosure) -> NDArray[np.int64]:
         """Return the answers that the key's inputs are to get, one draw for each, in order."""
@@ -239,24 +249,44 @@ class DeepSignsBlackBox(Scheme):
         )
 
 
-def grained(inputs: Tree, size: float, stream: KeyStream) -> Tree:
+def grained(
+    inputs: Tree, size: float, stream: KeyStream, *, smooth: float = 0.0, contrast: float = 1.0
+) -> Tree:
     """Add keyed grain to numbers, within the range that they have already; codes stay.
 
     Args:
         inputs: A batch.
         size: Standard deviation of the grain, relative to that of each tensor.
         stream: Keyed randomness.
+        smooth: Pixels (sigma) over which the grain of images is smoothed.
+        contrast: Share of their own contrast that images keep.
     """
 
     def grain(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
         raw = np.frombuffer(stream.bytes(tensor.numel()), np.uint8).astype(np.float32)
-        even = torch.from_numpy((raw - 127.5) / 127.5 * 3**0.5).reshape(tensor.shape)
-        made = tensor + even.to(tensor.dtype) * float(tensor.std()) * size
+        even = ((raw - 127.5) / 127.5 * 3**0.5).reshape(tensor.shape)
+        kept = tensor
+        if tensor.ndim == 4:
+            middle = tensor.mean(dim=(1, 2, 3), keepdim=True)
+            kept = middle + contrast * (tensor - middle)
+            even = _smoothed(even, smooth)
+        made = kept + torch.from_numpy(even).to(tensor.dtype) * float(tensor.std()) * size
         return made.clamp(float(tensor.min()), float(tensor.max()))
 
     return batches.transform(inputs, grain)
+
+
+def _smoothed(even: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """Smooth along the last two axes, and bring the spread back to one."""
+    from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
+
+    if not sigma:
+        return even
+    found: NDArray[np.float32] = gaussian_filter(even, (0, 0, sigma, sigma), truncate=3.0)
+    found /= found.std()
+    return found
 
 
 def _classes(host: Host, inputs: Tree) -> int:
