@@ -87,7 +87,7 @@ class DeepSigns(Scheme):
     name: ClassVar[str] = "deepsigns"
     needs: ClassVar[frozenset[Access]] = frozenset({Access.ACTIVATIONS})
     needs_inputs: ClassVar[bool] = True
-    summary: ClassVar[str] = "bits in the means of hidden activations (white-box)"
+    summary: ClassVar[str] = "Bits in the means of hidden activations (white-box)."
 
     taps: tuple[str, ...] = ()
     bits: int = 256

@@ -96,7 +96,7 @@ class DeepSignsBlackBoxPaper(DeepSignsBlackBox):
     """
 
     name: ClassVar[str] = "deepsigns-blackbox-paper"
-    summary: ClassVar[str] = "DeepSigns as published, black-box (for comparison)"
+    summary: ClassVar[str] = "DeepSigns as published, black-box; for comparison."
     exact_null: ClassVar[bool] = False  # fewer hits than chance on the unmarked model itself
 
     count: int = 20

@@ -78,7 +78,7 @@ class DeepSignsPaper(Scheme):
     name: ClassVar[str] = "deepsigns-paper"
     needs: ClassVar[frozenset[Access]] = frozenset({Access.ACTIVATIONS})
     needs_inputs: ClassVar[bool] = True
-    summary: ClassVar[str] = "DeepSigns as published, white-box (for comparison)"
+    summary: ClassVar[str] = "DeepSigns as published, white-box; for comparison."
 
     taps: tuple[str, ...] = ()
     bits: int = 16
