@@ -29,7 +29,7 @@ from earmark.training import train
 
 GUARD = Rules("example.org/log", ()).guard
 SCHEMES = {
-    "mtlsign": MtlSign(triggers=128, shards=4, directions=2, share=0.25, weight=0.3),
+    "mtlsign": MtlSign(triggers=128, share=0.25, settle=0),
     "deepsigns": DeepSigns(bits=64, every=1, weight=0.2),
     "deepsigns-blackbox": DeepSignsBlackBox(),
     "deepwater": DeepWater(weights_per_bit=64),

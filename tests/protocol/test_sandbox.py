@@ -118,7 +118,7 @@ def read_by_activations(tmp_path_factory):
     folder = tmp_path_factory.mktemp("activations")
     (folder / "task.py").write_text(TASK)
     task = load_task(folder / "task.py")
-    scheme = MtlSign(triggers=256, shards=4, directions=2, share=0.25, weight=0.3)
+    scheme = MtlSign(triggers=256, share=0.25, settle=0)
     candidates = batches.join(list(task.stream("train", 0))[:16])
     key = scheme.new_key(task.host(task.model()), inputs=candidates, secret=bytes(32))
     key = key.bind("ab" * 32)

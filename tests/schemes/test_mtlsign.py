@@ -33,7 +33,7 @@ from earmark.schemes.mtlsign import MtlSign, far_apart, labels_of
 from earmark.training import train
 
 OWNER = "ab" * 32
-SCHEME = MtlSign(triggers=512, shards=4, directions=2, share=0.25, weight=0.3)
+SCHEME = MtlSign(triggers=512, share=0.25, settle=0)
 
 
 @pytest.fixture(scope="module")
