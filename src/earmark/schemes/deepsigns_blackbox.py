@@ -98,7 +98,7 @@ class DeepSignsBlackBox(Scheme):
     name: ClassVar[str] = "deepsigns-blackbox"
     needs: ClassVar[frozenset[Access]] = frozenset({Access.LABELS})
     needs_inputs: ClassVar[bool] = True
-    summary: ClassVar[str] = "Inputs with drawn answers; labels of a service suffice (black-box)."
+    summary: ClassVar[str] = "Inputs with drawn answers; a service's labels suffice (black-box)."
 
     count: int = 100
     classes: int = 0
