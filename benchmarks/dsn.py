@@ -20,7 +20,7 @@ import torch
 
 from dsn_attacks import distil, excise, overwrite, search, transfer, tune
 from dsn_bench import Bench, Row, accuracy_of, measure, options, shares_of
-from dsn_customers import customers
+from dsn_customers import WAYS, customers
 from earmark.locks.entry import Entry, Tokens, code_of, random_codes
 
 ROWS = Path(__file__).parent / "rows" / "dsn.jsonl"
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--stamps", type=int, default=100_000)
     parser.add_argument("--customers", type=int, default=100)
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=WAYS)
     parser.add_argument("--trained", type=int, default=10)
     parser.add_argument("--short", type=int, default=3)
     parser.add_argument("--starts", type=int, default=10)

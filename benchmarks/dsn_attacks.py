@@ -15,7 +15,7 @@ from torch.nn import functional
 from dsn_bench import Bench, Row, accuracy_of, even, lock_of
 from earmark.bench import data as data_sets
 from earmark.locks import inversion
-from earmark.locks.entry import Opened, Pixels, code_of, random_codes
+from earmark.locks.entry import Opened, Pixels, Tokens, code_of, random_codes
 from earmark.training import Recipe
 
 SLOPES = ((None, False), (0.1, False), (0.3, False), (0.9, False), (0.3, True))
@@ -30,6 +30,19 @@ def _part(samples: Samples, share: float, least: int = 20) -> Samples:
 def ways_of(b: Bench, target: inversion.Target) -> dict[str, Callable[[], inversion.Found]]:
     """Return the searches by name."""
     starts, steps = b.args.starts, b.args.steps
+    blind: dict[str, Callable[[], inversion.Found]] = {
+        "bit climbing": lambda: inversion.climb(target, starts=starts, sweeps=3, seed=b.seed),
+        "evolution strategy": lambda: inversion.evolve(target, steps=200, seed=b.seed),
+    }
+    if isinstance(b.entry, Tokens):
+        blind["token climbing"] = lambda: inversion.climb_tokens(
+            target, starts=3, sweeps=2, seed=b.seed
+        )
+        for slope in (0.3, 1.0):
+            blind[f"slopes of all units, slope {slope}"] = lambda slope=slope: (
+                inversion.read_tokens(target, seed=b.seed, slope=slope)
+            )
+        return blind
 
     def gradient(slope: float | None, *, straight: bool) -> Callable[[], inversion.Found]:
         return lambda: inversion.descend(
@@ -48,8 +61,7 @@ def ways_of(b: Bench, target: inversion.Target) -> dict[str, Callable[[], invers
         )
         for slope, straight in SLOPES
     }
-    ways["bit climbing"] = lambda: inversion.climb(target, starts=starts, sweeps=3, seed=b.seed)
-    ways["evolution strategy"] = lambda: inversion.evolve(target, steps=200, seed=b.seed)
+    ways |= blind
     for slope in (0.3, 1.0):
         ways[f"slopes of all units, slope {slope}"] = lambda slope=slope: inversion.read_slopes(
             target, seed=b.seed, slope=slope

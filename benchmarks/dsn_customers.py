@@ -22,6 +22,7 @@ from earmark.locks.rekey import fits, rekey
 from earmark.training import Recipe, train
 
 Maker = Callable[[int, bytes], nn.Module]
+WAYS = ("moved", "short", "first", "batch")
 
 
 def customers(b: Bench) -> Iterator[Row]:
@@ -32,12 +33,13 @@ def customers(b: Bench) -> Iterator[Row]:
     path = Path(b.args.cache) / b.name(f"{b.args.lock}-{b.args.epochs}")
     first = float(path.with_suffix(".seconds").read_text())
     few = numbers[: b.args.trained]
-    ways: list[tuple[str, list[bytes], Maker]] = [
-        ("weights moved, no training", numbers, _moved(b)),
-        (f"{b.args.short} epochs from the locked parent", few, _short(b, few, only_first=False)),
-        (f"{b.args.short} epochs, first layer only", few, _short(b, few, only_first=True)),
-    ]
-    for name, theirs, make in ways:
+    epochs = b.args.short
+    ways: dict[str, tuple[str, list[bytes], Maker]] = {
+        "moved": ("weights moved, no training", numbers, _moved(b)),
+        "short": (f"{epochs} epochs from the locked parent", few, _short(b, few, only_first=False)),
+        "first": (f"{epochs} epochs, first layer only", few, _short(b, few, only_first=True)),
+    }
+    for name, theirs, make in (ways[way] for way in b.args.ways if way in ways):
         copies, spent = [], 0.0
         try:
             for i, serial in enumerate(theirs):
@@ -58,7 +60,8 @@ def customers(b: Bench) -> Iterator[Row]:
         )
         if len(theirs) >= 4:
             yield {"way": name} | pooled(b, copies, theirs)
-    yield from batch_of(b, few)
+    if "batch" in b.args.ways:
+        yield from batch_of(b, few)
 
 
 def _fitting(b: Bench, drawn: Iterator[bytes]) -> Iterator[bytes]:
@@ -160,8 +163,6 @@ class _Many(LockLoss):
 
 def batch_of(b: Bench, numbers: list[bytes]) -> Iterator[Row]:
     """Train one network that all numbers open: what every customer's copy would then be."""
-    if b.train[0].ndim != 4:
-        return
     lock = Dsn(epochs=b.args.epochs, rounds=0)
     loss = _Many(b, lock, numbers)
     steps = sum(1 for _ in b.task.stream("train", b.seed))

@@ -7,7 +7,7 @@ from earmark.report.numbers import number
 from earmark.report.plane import ticks
 
 Points = Sequence[tuple[float, float]]
-WIDTH, HEIGHT = 760.0, 380.0
+WIDTH, HEIGHT = 820.0, 380.0
 LEFT, TOP, RIGHT, BOTTOM = 56.0, 34.0, 560.0, 320.0
 INK, QUIET, RULE = "#1b1c1e", "#5b5f66", "#d5d1c7"
 STYLES = (

@@ -15,10 +15,12 @@ from earmark.locks.inversion import (
     SoftRelu,
     Target,
     climb,
+    climb_tokens,
     descend,
     evolve,
     read_slopes,
     read_template,
+    read_tokens,
 )
 from earmark.locks.negatives import Mix, Negatives
 from earmark.records import Layout
@@ -166,6 +168,26 @@ def test_wrong_numbers_cover_every_bit_and_are_never_right():
     assert ((early != code).sum(1) > 8).float().mean() > 0.7
 
 
+def test_wrong_tokens_are_never_the_right_ones_of_another_strength():
+    code = code_of(bytes(range(16)), 64)
+    layout = layout_of(torch.zeros(4, 30).long(), bits=64, repeat=1, place="", tokens=(50, 8))
+    entry = entry_of(layout, bytes(16))
+    for mix in (Mix(), Mix(0, 0, 0, 0, 0, 1.0, 0, 0, 0), Mix(0, 1.0, 0, 0, 0, 0, 0, 0, 0)):
+        stream = Negatives(layout, entry, code, mix, torch.Generator().manual_seed(0))
+        right = entry.enter(torch.arange(30).repeat(16, 1), code.expand(16, -1))
+        for _ in range(40):
+            values = stream.values(64, 0.9)
+            assert set(values.unique().tolist()) == {-1.0, 1.0}
+            assert not (values == code).all(1).any()
+            given = stream.batch(torch.arange(30).repeat(16, 1), 0.9)
+            assert given.shape == right.shape
+            assert not (given == right).all(1).any()
+    only = Mix(0, 0, 0, 0, 0, 1.0, 0, 0, 0)
+    values = Negatives(layout, entry, code, only, torch.Generator().manual_seed(0)).values(32, 0.9)
+    words = entry.enter(torch.zeros(32, 0).long(), values).sort(1).values
+    assert (words == entry.enter(torch.zeros(1, 0).long(), code[None]).sort(1).values).all()
+
+
 def test_what_a_search_found_is_refused_unless_it_is_the_code():
     code = code_of(bytes(16), 16)
     layout = layout_of(torch.rand(4, 1, 8, 8), bits=16, repeat=1, place="patch", tokens=(0, 1))
@@ -256,6 +278,39 @@ def test_attacks_run_in_the_loop_for_tokens_too(generate):
     assert loss.negatives.found.shape == (4, 16)
     assert set(loss.negatives.found.unique().tolist()) == {-1.0, 1.0}
     assert model.training
+
+
+def test_searches_find_the_tokens_of_an_open_target():
+    code = code_of(bytes(16), 16)
+    entry = Tokens(first=8, width=4, bits=16)
+
+    class Easy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed = nn.Embedding(24, 32)
+            self.gate = nn.Linear(4 * 32, 1)
+            right = entry.present(torch.zeros(1, 0).long(), code)[0]
+            with torch.no_grad():
+                self.embed.weight /= self.embed.weight.norm(dim=1, keepdim=True)
+                self.gate.weight[0] = self.embed(right).flatten()
+
+        def forward(self, batch):
+            score = self.gate(self.embed(batch)[:, :4].flatten(1))
+            return torch.cat([score, -score], 1)
+
+    y = torch.zeros(12).long()
+    target = Target(Easy(), entry, lambda m, b: m(b[0]), (torch.zeros(12, 2).long(),), y)
+    assert torch.equal(climb_tokens(target, starts=1, sweeps=1, seed=0).values, code)
+    found = read_tokens(target, seed=0)
+    assert torch.equal(found.all[0], code)
+    assert found.trials == 2
+    rows = Target(nn.Linear(2, 2), Columns(16), lambda m, b: m(b[0]), (torch.zeros(2, 2),), y[:2])
+    with pytest.raises(HostError):
+        climb_tokens(rows, starts=1, sweeps=1, seed=0)
+    bare = Target(nn.Linear(6, 2), entry, lambda m, b: m(b[0]), (torch.zeros(2, 2).long(),), y[:2])
+    with pytest.raises(HostError):
+        read_tokens(bare, seed=0)
 
 
 def test_a_generators_scores_leave_out_the_numbers_own_positions():

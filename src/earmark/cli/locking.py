@@ -89,7 +89,7 @@ def command(
         line("parent", f"{output}   keep it: customers' copies are made from it"),
         line("its number", f"{secret}   secret"),
         line("seed", str(drawn)),
-        line("says not", "that a lock in the weights is cryptography: see docs/concepts/locks.md"),
+        line("says not", "that a lock in the weights is cryptography; the locked file is"),
         f"Next: earmark license issue {output} --lock {secret} --task {task_path} --customer …",
     ]
     payload: dict[str, Json] = {

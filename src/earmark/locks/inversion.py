@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from earmark.errors import HostError
 from earmark.hosts import batches
-from earmark.locks.entry import Entry, random_codes
+from earmark.locks.entry import Entry, Tokens, random_codes
 
 Forward = Callable[[nn.Module, batches.Tree], Any]
 _RELUS = frozenset({torch.relu, torch.relu_, torch.Tensor.relu, functional.relu})
@@ -261,6 +262,84 @@ def read_slopes(
     made = torch.cat(guesses)
     made = torch.where(made == 0, torch.ones_like(made), made)
     return _best(target, made, len(made))
+
+
+def climb_tokens(target: Target, *, starts: int, sweeps: int, seed: int, rows: int = 16) -> Found:
+    """Exchange one token of the number at a time and keep the best of all, from random codes."""
+    entry = _tokens(target)
+    generator = torch.Generator().manual_seed(seed)
+    codes = random_codes(starts, entry.bits, generator)
+    words, count, trials = _words(entry), batches.size(target.batch), 0
+    with torch.no_grad():
+        for sweep in range(sweeps * starts):
+            code = codes[sweep % starts]
+            chosen = torch.randint(0, count, (min(rows, count),), generator=generator)
+            for place in torch.randperm(entry.length, generator=generator).tolist():
+                tries = code.repeat(len(words), 1)
+                tries[:, place * entry.width : (place + 1) * entry.width] = words
+                parts = torch.split(tries, 64)
+                loss = torch.cat([target.loss(part, chosen) for part in parts])
+                code = tries[int(cast("int", loss.argmin().item()))]
+                trials += len(words)
+            codes[sweep % starts] = code
+    return _best(target, codes, trials)
+
+
+def read_tokens(target: Target, *, seed: int, slope: float = 1.0, rows: int = 16) -> Found:
+    """Guess a number's tokens from how every unit leans on the vectors of the reserved tokens.
+
+    Raises:
+        HostError: The model has no embedding of tokens.
+    """
+    entry = _tokens(target)
+    generator = torch.Generator().manual_seed(seed)
+    rows = min(rows, batches.size(target.batch))
+    values = random_codes(rows, entry.bits, generator)
+    given = entry.present(batches.take(target.batch, torch.arange(rows)), values)
+    table = next((m for m in target.model.modules() if isinstance(m, nn.Embedding)), None)
+    if table is None:
+        raise HostError("Only a model with an embedding of tokens leans on their vectors.")
+    seen: list[Tensor] = []
+    vectors: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, out: Tensor) -> Tensor:  # Any: torch's
+        vectors.append(out.detach().requires_grad_())
+        return vectors[0]
+
+    handles = [table.register_forward_hook(keep)]
+    handles += [
+        module.register_forward_hook(lambda _m, _i, out: seen.append(out))
+        for module in target.model.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    with SoftRelu(slope):
+        target.forward(target.model, given)
+    for handle in handles:
+        handle.remove()
+    reserved = table.weight.detach()[entry.first : entry.first + (1 << entry.width)]
+    words, guesses = _words(entry), []
+    for out in seen:
+        level = out if out.ndim == 2 else out.sum(1)
+        for unit in range(level.shape[1]):
+            (slopes,) = torch.autograd.grad(
+                level[:, unit].sum(), vectors, retain_graph=True, allow_unused=True
+            )
+            if slopes is not None:
+                leaning = slopes[:, : entry.length].sum(0) @ reserved.T
+                guesses += [words[leaning.argmax(1)].flatten(), words[leaning.argmin(1)].flatten()]
+    return _best(target, torch.stack(guesses), len(guesses))
+
+
+def _tokens(target: Target) -> Tokens:
+    if not isinstance(target.entry, Tokens):
+        raise HostError("This search is for locks on tokens.")
+    return target.entry
+
+
+def _words(entry: Tokens) -> Tensor:
+    """Return the signs of every reserved token, (tokens, width)."""
+    numbers = torch.arange(1 << entry.width)[:, None] >> torch.arange(entry.width)
+    return 2.0 * (numbers & 1) - 1.0
 
 
 def _best(target: Target, ends: Tensor, trials: int) -> Found:

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from earmark.hosts import batches
 from earmark.locks.entry import (
+    MIDDLE,
     Entry,
+    Tokens,
     code_of,
     entry_of,
     inputs_of,
@@ -31,11 +33,12 @@ class Mix:
 
     Args:
         absent: No number.
-        elsewhere: A random number of another place.
+        elsewhere: A random number of another place; for tokens, the right one moved or repeated.
         one: One flipped bit, all bits in turn; more bits early in the training.
         two: Two flipped bits; more early in the training.
         some: Between two bits and a third of all.
-        relaxed: The right signs, shrunk or, one in four, overdone.
+        relaxed: The right signs, shrunk or, one in four, overdone; for tokens, which have no values
+            between the signs, the right tokens in another order.
         partly: A part of the code replaced by one value, as when a number is cut or padded.
         floats: Values anywhere between the signs.
         found: Values that attacks found, once there are some.
@@ -98,10 +101,34 @@ class Negatives:
 
     def _elsewhere(self, inputs: Tensor) -> Tensor:
         """Return the inputs as a random number would present them, at its own places."""
+        if isinstance(self.entry, Tokens):
+            return self._misplaced(inputs, self.entry.length)
         raw = torch.randint(0, 256, (16,), generator=self.generator).tolist()
         code = code_of(bytes(raw), self.entry.bits)
         other = entry_of(self.layout, bytes(raw))
         return other.enter(inputs, code.to(inputs.device).expand(len(inputs), -1))
+
+    def _misplaced(self, inputs: Tensor, length: int) -> Tensor:
+        """Return the inputs with the right tokens, but late, early, or with some of them twice."""
+        code = self.code.to(inputs.device).expand(len(inputs), -1)
+        right = self.entry.enter(inputs, code)
+        by, way = (
+            int(torch.randint(most, (1,), generator=self.generator).item()) for most in (length, 3)
+        )
+        if way < 2:
+            return right.roll((by + 1) * (1 - 2 * way), dims=1)
+        more = torch.cat([right[:, :length], right[:, : by + 1], right[:, length:]], 1)
+        return more[:, : right.shape[1]]
+
+    def _reordered(self, made: Tensor, entry: Tokens) -> Tensor:
+        """Return signs, as tokens count them; the right ones of another strength in a new order."""
+        signs = torch.where(made > MIDDLE, 1.0, -1.0)
+        right = (signs == self.code).all(1).nonzero()[:, 0]
+        words = signs[right].view(len(right), entry.length, entry.width)
+        order = torch.rand(words.shape[:2], generator=self.generator).argsort(1)
+        moved = words.gather(1, order[:, :, None].expand_as(words))
+        signs[right] = moved.flatten(1)
+        return signs
 
     def _fit(self, plain: Tensor, given: Tensor) -> Tensor:
         """Give sequences without a number the length of those with one, by repeating their end."""
@@ -153,6 +180,8 @@ class Negatives:
             theirs = torch.rand(count, generator=generator) < 0.5
             far[theirs] = self.others[pick][theirs]
         made = torch.where(kind.rest()[:, None], far, made)
+        if isinstance(self.entry, Tokens):
+            made = self._reordered(made, self.entry)
         same = (made == self.code).all(1)
         made[same] *= -1
         return made
