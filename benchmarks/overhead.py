@@ -60,6 +60,7 @@ def measure(scheme_name: str, network: str, data: str, *, blocks: int, steps: in
     started = time.perf_counter()
     pairs = []
     with scheme.attach(marked, key, forward=task.forward) as mark:
+        mark.after_step(0.1)  # a peak of the learning rate lies behind: some marks do more then
         block(task, plain, None, stream, optimizers[0])
         block(task, marked, mark, stream, optimizers[1])
         for _ in range(blocks):

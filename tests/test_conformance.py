@@ -9,7 +9,7 @@ from earmark.testing import check_attack, check_scheme
 
 # Settings that suit hosts of a few thousand weights; a scheme that is not named runs as it is.
 SCHEMES: dict[str, dict[str, object]] = {
-    "mtlsign": {"triggers": 128, "shards": 2, "directions": 1, "weight": 0.1},
+    "mtlsign": {"triggers": 128, "shards": 2, "directions": 1, "weight": 0.1, "settle": 0.0},
     "adi": {"count": 24, "every": 1},
     "deepsigns": {"bits": 64},
     "deepsigns-blackbox": {"count": 32, "every": 1},
