@@ -1,5 +1,6 @@
 """The tables and pictures of the lock: numbers, searches, removal, customers, tracing."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 
@@ -359,11 +360,11 @@ def _relaxed() -> dict[str, list[tuple[float, float]]]:
     return series
 
 
-def _lengths() -> dict[str, list[tuple[float, float]]]:
+def _by_seed(cell: str, what: str, value: Callable[[dict], float]) -> dict[str, list]:
     series = {}
-    for (name, kind), rows in _locked(_rows("numbers", "D3 one wrong bit of the code")).items():
+    for i, ((name, kind), rows) in enumerate(_locked(_rows(cell, what)).items()):
         short = name if kind == "default" else f"{name.split(',')[0]}, {kind}"
-        series[short] = [(row["seed"], row["effective_bits"]) for row in rows]
+        series[short] = [(row["seed"] + 0.05 * i, value(row)) for row in rows]  # side by side
     return series
 
 
@@ -381,10 +382,26 @@ PICTURES: dict[str, Callable[[], str]] = {
         y_name="accuracy, %, worst seed",
     ),
     "dsn-lengths": lambda: chart(
-        _lengths(),
+        _by_seed(
+            "numbers", "D3 one wrong bit of the code", lambda row: float(row["effective_bits"])
+        ),
         title="Effective length of the key: bits whose flip alone locks the network",
         x_name="seed",
         y_name="bits",
+        joined=False,
+    ),
+    "dsn-accepted": lambda: chart(
+        _by_seed("curve", "false acceptance", lambda row: -math.log2(row["bound_95"])),
+        title="Bound on false acceptance over random codes, in bits",
+        x_name="seed",
+        y_name="bits: -log2 of the bound, 95 %",
+        joined=False,
+    ),
+    "dsn-basin": lambda: chart(
+        _by_seed("curve", "basin width", lambda row: row["worst"]),
+        title="Width of the basin around the right code, widest of 16 ways",
+        x_name="seed",
+        y_name="part of the way that opens",
         joined=False,
     ),
 }
