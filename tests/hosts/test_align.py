@@ -425,3 +425,17 @@ def test_balancing_forgets_every_positive_factor():
     rows = np.sqrt(np.square(one).sum((1, 2)))
     columns = np.sqrt(np.square(one).sum((0, 2)))
     np.testing.assert_allclose(balance(two, rows, columns), one, rtol=2e-2, atol=1e-3)
+
+
+def test_the_reference_before_training_is_known_before_the_beacon():
+    """It is what embedding starts from, whatever the flips that a beacon brings."""
+    task = image_task("small-cnn", "digits", batch=64, recipe={"epochs": 0, "lr": 0.05})
+    key = SCHEME.new_key(task.host(fresh_model(task, 4)), secret=bytes([7]) * 32)
+    before = SCHEME.reference(task.host(starting_model(task, SCHEME, key, seed=4)), key)
+    for beacon in ("ab" * 32, "cd" * 32):
+        bound = key.bind(beacon)
+        started = task.host(embed(task, SCHEME, bound, seed=4).model)
+        assert SCHEME.measure(started, bound).hits == bound.layout.message_bits
+        reference = SCHEME.reference(started, bound)
+        for name in before.tensor_names():
+            np.testing.assert_allclose(before.tensor(name), reference.tensor(name), atol=1e-4)
