@@ -92,6 +92,30 @@ def fidelity() -> str:
     return "\n".join(lines)
 
 
+def births() -> str:
+    """Return what being born with the mark costs, over very many short trainings."""
+    rows = rows_of("deepwater_births")
+    if not rows:
+        return NOTHING
+    lines = [
+        "| network | data | epochs | models of each kind | accuracy unmarked, marked: mean "
+        "| median | marked minus unmarked, points (95 %) | wrong bits in all |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        mean, middle, wide = (
+            [row[figure][kind] for kind in ("unmarked", "marked")]
+            for figure in ("mean", "median", "deviation")
+        )
+        error = 1.96 * (sum(value**2 for value in wide) / row["models"]) ** 0.5
+        lines.append(
+            f"| {row['network']} | {row['data']} | {row['epochs']} | {row['models']} "
+            f"| {mean[0]:.2f}, {mean[1]:.2f} | {middle[0]:.2f}, {middle[1]:.2f} "
+            f"| {mean[1] - mean[0]:+.2f} ± {error:.2f} | {row['wrong_bits']} |"
+        )
+    return "\n".join(lines)
+
+
 def attacks() -> str:
     """Return what the abstract's attacks leave of a mark from scratch."""
     rows = [row for row in rows_of("deepwater") if row["part"] in ("attacks", "transfer")]
@@ -226,7 +250,9 @@ def column() -> str:
             lines.append(f"| {number} | {attack} | {network} | {len(group)} | does not apply |||||")
             continue
         aligned = [row for row in found if "bits" in row]
-        both = (_errors(aligned), _bits(aligned)) if aligned else ("cannot be aligned", "-")
+        tried = any("failed" in row for row in found)
+        both = ("cannot be aligned", "-") if tried else ("-", "-")
+        both = (_errors(aligned), _bits(aligned)) if aligned else both
         accuracy = statistics.median(row["accuracy"] for row in found)
         lines.append(
             f"| {number} | {attack} | {network} | {len(found)} | {accuracy:.1f} "
@@ -375,6 +401,7 @@ def references() -> str:
 TABLES = {
     "deepwater-references": references,
     "deepwater-fidelity": fidelity,
+    "deepwater-births": births,
     "deepwater-attacks": attacks,
     "deepwater-histogram": histogram,
     "deepwater-stamps": stamps,
