@@ -70,7 +70,7 @@ def _order(groups: Groups) -> list[str]:
     return sorted(places, key=lambda name: (name != "none", statistics.median(places[name])))
 
 
-def _matrix(data: str, systems: Sequence[str], *, least: int = 1) -> str:
+def _matrix(data: str, systems: Sequence[str], *, least: int = 1, most: int = 99) -> str:
     groups = _groups(data, systems)
     systems = [name for name in systems if any(key[0] == name for key in groups)]
     if not systems:
@@ -81,7 +81,7 @@ def _matrix(data: str, systems: Sequence[str], *, least: int = 1) -> str:
     ]
     for attack in _order(groups):
         cells = [groups.get((name, attack), []) for name in systems]
-        if max(len(rows) for rows in cells) < least:
+        if not least <= max(len(rows) for rows in cells) <= most:
             continue
         lost = [_lost(row) for rows in cells for row in rows if row["utility"] is not None]
         lines.append(
@@ -182,9 +182,9 @@ def sentences() -> str:
     return "\n".join(said) or NOTHING
 
 
-def locks() -> str:
+def _locks(data: str) -> str:
     """Return what a thief without the serial number gets out of a locked copy."""
-    groups = _groups("fashion-mnist", LOCKS)
+    groups = _groups(data, LOCKS)
     if not groups:
         return NOTHING
     systems = [name for name in LOCKS if any(key[0] == name for key in groups)]
@@ -299,10 +299,12 @@ TABLES = {
     "comparison-short": short,
     "comparison-summary": lambda: _summary("fashion-mnist", OURS + PAPER + BASELINES),
     "comparison-ours": lambda: _matrix("fashion-mnist", OURS + BASELINES, least=2),
-    "comparison-paper": lambda: _matrix("fashion-mnist", PAPER, least=1),
+    "comparison-dear": lambda: _matrix("fashion-mnist", OURS + BASELINES, most=1),
+    "comparison-paper": lambda: _matrix("fashion-mnist", PAPER, least=2),
     "comparison-cifar10": lambda: _matrix("cifar10", OURS + PAPER + BASELINES),
     "comparison-sentences": sentences,
-    "comparison-locks": locks,
+    "comparison-locks": lambda: _locks("fashion-mnist"),
+    "comparison-locks-cifar10": lambda: _locks("cifar10"),
     "forgeries": forgeries,
     "baseline-nulls": nulls,
 }
