@@ -230,7 +230,8 @@ def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events,
     slow = {"finetune", "overwrite", "disguised-after-tuning"}
     for name, attack, settings, done in ATTACKS:
         if attack in slow and attack != "finetune":
-            future = _submit(pool, steal, folder, name, attack, dict(settings), seed)
+            alike = {"settings_of_scheme": settings_for(task)} if attack == "overwrite" else {}
+            future = _submit(pool, steal, folder, name, attack, {**settings, **alike}, seed)
             jobs.append((name, "stolen", done, future))
     here = [item for item in ATTACKS if item[1] not in slow or item[1] == "finetune"]
     for name, attack, settings, done in events.track(here, label="steal it", total=len(here)):
