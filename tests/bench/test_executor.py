@@ -115,7 +115,7 @@ def test_an_interrupt_keeps_finished_rows_and_the_next_run_does_the_others(tmp_p
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode in {130, -signal.SIGINT}  # the same to a shell
     kept = rows.read(path)
     assert 2 <= len(kept) < 6
     ran = (tmp_path / "ran").read_text().split()

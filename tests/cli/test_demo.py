@@ -117,7 +117,8 @@ def test_an_interrupt_ends_it_at_once_and_keeps_what_is_finished(tmp_path, until
     time.sleep(1.0 if until == "#0" else 0.0)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    # CPython ends by the signal itself where it came inside exec(); a shell says 130 for both
+    assert process.returncode in {130, -signal.SIGINT}, err
     assert not out
     assert err.rstrip().endswith("Interrupted. What was written before is whole and stays.")
     assert "Traceback" not in err
