@@ -222,6 +222,10 @@ def test_task_files(tmp_path) -> None:
     path.write_text("raise RuntimeError('broken')\n")
     with pytest.raises(TaskError, match="RuntimeError: broken"):
         load_task(path)
+    path.write_text(f"import earmark\nearmark.load_task({str(path)!r})\n")
+    with pytest.raises(TaskError, match="loads itself") as problem:
+        load_task(path)
+    assert len(str(problem.value)) < 400
     good = "def model(): pass\nloss = batches = evaluate = model\n"
     path.write_text(good + "recipe = 3\n")
     with pytest.raises(TaskError, match="recipe"):

@@ -31,6 +31,7 @@ from earmark.hosts.batches import Tree
 from earmark.hosts.module import Forward, ModuleHost, plain_forward
 
 REQUIRED = ("model", "loss", "batches", "evaluate")
+_running: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -100,24 +101,34 @@ def load_task(path: str | Path) -> Task:
 
     Raises:
         FileError: The file is missing.
-        TaskError: It fails when run, or lacks a function.
+        TaskError: It fails when run, loads itself, or lacks a function.
     """
     source = Path(path)
     if not source.is_file():
         raise FileError(f"Task file '{source}' does not exist.", hint="Check the path.")
+    place = source.resolve()
+    if place in _running:
+        raise TaskError(
+            f"Task file '{source}' loads itself while it runs.",
+            hint="Keep load_task() and training out of it, or under if __name__ == '__main__'.",
+        )
     spec = importlib.util.spec_from_file_location(f"earmark_task_{source.stem}", source)
     if spec is None or spec.loader is None:
         raise TaskError(f"Task file '{source}' is no Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    folder = str(source.resolve().parent)
+    folder = str(place.parent)
     sys.path.insert(0, folder)
+    _running.add(place)
     try:
         spec.loader.exec_module(module)
+    except TaskError:
+        raise
     except Exception as error:
         raise TaskError(
             f"Task file '{source}' failed when it was run: {type(error).__name__}: {error}."
         ) from error
     finally:
+        _running.remove(place)
         sys.path.remove(folder)
     return from_module(module, name=source.stem)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from earmark import registry
 from earmark.attacks.chain import Chain
 from earmark.bench.battery import BATTERIES, attacks_of
 from earmark.bench.cells import Cell, Means, Step, parse, step_of
@@ -72,7 +73,7 @@ def test_a_step_builds_what_it_was_made_from():
             for step in steps:
                 assert step_of(step.attack()) == step
             if len(steps) > 1:
-                assert isinstance(build(steps, None), Chain)
+                assert isinstance(build(steps, registry.scheme("mtlsign")), Chain)
 
 
 def test_batteries_grow():

@@ -27,14 +27,15 @@ from earmark.records import Evidence, Trial
 
 if TYPE_CHECKING:
     from earmark.attacks.base import Attack
+    from earmark.schemes.base import Scheme
 
 Pair = tuple[Subject, Cell]
 
 
-def build(steps: Sequence[Step], ground: Ground) -> Attack | None:
+def build(steps: Sequence[Step], scheme: Scheme) -> Attack | None:
     """Return the attack that the steps describe, or null for none.
 
-    Overwriting takes the subject's own scheme and settings unless it names others.
+    Overwriting takes the subject's own scheme and settings, `scheme`, unless it names others.
     """
     from earmark.attacks.chain import Chain
 
@@ -42,7 +43,7 @@ def build(steps: Sequence[Step], ground: Ground) -> Attack | None:
     for step in steps:
         fitted = step
         if step.name == "overwrite" and "scheme" not in step.settings:
-            own = step_of(ground.scheme)
+            own = step_of(scheme)
             more: dict[str, Json] = {"scheme": own.name, "settings_of_scheme": dict(own.settings)}
             fitted = Step(step.name, {**step.settings, **more})
         made.append(fitted.attack())
@@ -82,7 +83,7 @@ def attacked(ground: Ground, cell: Cell) -> tuple[nn.Module, float | None]:
     """
     from earmark.attacks.base import Budget, Knowledge
 
-    attack = build(cell.attack, ground)
+    attack = build(cell.attack, ground.scheme)
     if attack is None:
         return ground.model, 0.0
     budget = Budget(

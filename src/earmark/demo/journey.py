@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from earmark import codec, files, policy, registry
-from earmark.attacks.base import Attack, Budget, Knowledge
+from earmark.attacks.base import Budget, Knowledge
+from earmark.bench.cells import Step
 from earmark.bench.data import load
+from earmark.bench.run import build
 from earmark.demo import task as demo_task
 from earmark.errors import FileError, OutputError, RunError, UsageError
 from earmark.events import Events
@@ -31,20 +33,32 @@ from earmark.task import Task, load_task
 from earmark.training import Recipe, train
 from earmark.vault import Registration, Vault
 
-ATTACKS: tuple[tuple[str, str, Mapping[str, Any], str], ...] = (  # Any: fields of attacks
-    ("fine-tuned", "finetune", {"epochs": 2, "lr": 0.05}, "all layers, 2 epochs, half the data"),
-    ("pruned", "prune", {"share": 0.65}, "65 % of the weights set to zero"),
-    ("int8", "quantize", {"bits": 8}, "weights rounded to 8 bits"),
-    ("disguised", "obfuscate", {}, "neurons permuted, rescaled, dummies added"),
-    ("overwritten", "overwrite", {"epochs": 2, "lr": 0.05}, "another key, same scheme"),
+ATTACKS: tuple[tuple[str, tuple[Step, ...], str], ...] = (
+    (
+        "fine-tuned",
+        (Step("finetune", {"epochs": 2, "lr": 0.05}),),
+        "all layers, 2 epochs, half the data",
+    ),
+    ("pruned", (Step("prune", {"share": 0.65}),), "65 % of the weights set to zero"),
+    ("int8", (Step("quantize", {"bits": 8}),), "weights rounded to 8 bits"),
+    ("disguised", (Step("obfuscate"),), "neurons permuted, rescaled, dummies added"),
+    (
+        "overwritten",
+        (Step("overwrite", {"epochs": 2, "lr": 0.05}),),
+        "another key, same scheme",
+    ),
     (
         "chained",
-        "disguised-after-tuning",
-        {},
+        (
+            Step("finetune", {"epochs": 1, "lr": 0.05}),
+            Step("prune", {"share": 0.65}),
+            Step("quantize", {"bits": 8}),
+            Step("obfuscate"),
+        ),
         "fine-tuned, pruned 65 %, rounded to 8 bits, then disguised",
     ),
 )
-"""Copy's name, attack, settings, and what was done in a few words."""
+"""Copy's name, the attacks in order, and what was done in a few words."""
 
 SETTINGS: Mapping[str, Any] = {  # Any: fields of MtlSign
     "shards": 8,
@@ -227,15 +241,13 @@ def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events,
     events.note(f"ledger #{index}: digest of the release, before it leaves the house")
     utility = task.evaluate(trained.model)
     journey.models.append(Model("release", "release", "trained with the mark", path, utility))
-    slow = {"finetune", "overwrite", "disguised-after-tuning"}
-    for name, attack, settings, done in ATTACKS:
-        if attack in slow and attack != "finetune":
-            alike = {"settings_of_scheme": settings_for(task)} if attack == "overwrite" else {}
-            future = _submit(pool, steal, folder, name, attack, {**settings, **alike}, seed)
-            jobs.append((name, "stolen", done, future))
-    here = [item for item in ATTACKS if item[1] not in slow or item[1] == "finetune"]
-    for name, attack, settings, done in events.track(here, label="steal it", total=len(here)):
-        utility = steal(folder, name, attack, dict(settings), seed)
+    elsewhere = {"overwritten", "chained"}
+    for name, steps, done in ATTACKS:
+        if name in elsewhere:
+            jobs.append((name, "stolen", done, _submit(pool, steal, folder, name, steps, seed)))
+    here = [item for item in ATTACKS if item[0] not in elsewhere]
+    for name, steps, done in events.track(here, label="steal it", total=len(here)):
+        utility = steal(folder, name, steps, seed)
         journey.models.append(Model(name, "stolen", done, _path(folder, name), utility))
     for name, kind, done, future in events.track(jobs, label="innocents, more thefts"):
         model = Model(name, kind, done, _path(folder, name), future.result())
@@ -271,32 +283,16 @@ def innocent(folder: Path, name: str, seed: int) -> float:
     return task.evaluate(model)
 
 
-def steal(
-    folder: Path,
-    name: str,
-    attack: str,
-    settings: dict[str, Any],
-    seed: int,  # Any: fields
-) -> float:
+def steal(folder: Path, name: str, steps: tuple[Step, ...], seed: int) -> float:
     """Attack the release, write the copy, and return its utility."""
     task = load_task(folder / "task.py")
+    attack = build(steps, registry.scheme("mtlsign", **settings_for(task)))
     model = load_suspect(task.model(), _path(folder, "release"))
-    budget = Budget(task, data_fraction=0.5, knowledge=Knowledge.SCHEME)
-    for step in _steps(attack, settings):
-        model = step.run(model, budget, seed=seed)
+    if attack is not None:
+        budget = Budget(task, data_fraction=0.5, knowledge=Knowledge.SCHEME)
+        model = attack.run(model, budget, seed=seed)
     save_release(model, _path(folder, name))
     return task.evaluate(model)
-
-
-def _steps(attack: str, settings: dict[str, Any]) -> list[Attack]:  # Any: fields of attacks
-    if attack != "disguised-after-tuning":
-        return [registry.attack(attack, **settings)]
-    return [
-        registry.attack("finetune", epochs=1, lr=0.05),
-        registry.attack("prune", share=0.65),
-        registry.attack("quantize", bits=8),
-        registry.attack("obfuscate"),
-    ]
 
 
 def _verify(journey: Journey, key: Key, events: Events) -> None:
