@@ -119,8 +119,12 @@ def test_a_network_of_convolutions_is_distilled_from_the_teacher(sold, shop, cap
 def test_locking_writes_a_parent_that_opens_with_its_secret_file(sold, shop, capsys, tmp_path):
     arguments = ["license", "lock", "task.py", "--teacher", "teacher.safetensors"]
     settings = ["--set", "bits=16", "--set", "epochs=1", "--set", "rounds=0", "--seed", "3"]
+    settings += ["--report", "page.html"]
     code, found = call(capsys, *arguments, "-o", "new.safetensors", *settings)
     assert code == 0, found
+    page = (tmp_path / "page.html").read_text()
+    assert f"{found['utility']['with_number']:.2f}" in page
+    assert "no cryptography" in page
     assert (tmp_path / "new.safetensors.lock").stat().st_mode & 0o077 == 0
     parent = Parent.read(tmp_path / "new.safetensors.lock")
     assert parent.layout.to_json() == found["layout"]
@@ -130,6 +134,8 @@ def test_locking_writes_a_parent_that_opens_with_its_secret_file(sold, shop, cap
     right = sold.task.evaluate(sold.lock.opened(model, parent.layout, parent.serial))
     assert right == pytest.approx(found["utility"]["with_number"])
     assert call(capsys, *arguments, "-o", "new.safetensors", *settings)[0] == 2
+    code, found = call(capsys, *arguments, "-o", "newer.safetensors", *settings)
+    assert (code, "page.html" in json.dumps(found["error"])) == (2, True)
 
 
 def test_a_lock_needs_its_task(shop, capsys):

@@ -14,6 +14,7 @@ from earmark.cli import options
 from earmark.cli.output import Bars, emit, line
 from earmark.codec import Json
 from earmark.errors import HostError, KeyLayoutError, UsageError
+from earmark.records import now
 
 if TYPE_CHECKING:
     from earmark.locks.license import Issuer, Offer
@@ -36,6 +37,7 @@ _TRIES = 1000  # one number in four fits
 @click.option("--lock", "lock_name", default="dsn", show_default=True)
 @options.settings_option
 @click.option("--seed", type=int, help="Seed of the training; drawn and shown if not given.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write a page about the lock here.")
 @click.option("--force", is_flag=True, help="Replace existing output files.")
 @options.quiet_option
 @options.json_option
@@ -47,6 +49,7 @@ def command(
     lock_name: str,
     settings: tuple[str, ...],
     seed: int | None,
+    report: Path | None,
     force: bool,
     quiet: bool,
     as_json: bool,
@@ -54,15 +57,15 @@ def command(
     """Train the locked parent from which customers' copies are made.
 
     Writes OUTPUT (safetensors) and OUTPUT.lock, which holds the parent's own number and is secret.
+    The page of --report says what the lock costs, and what no lock does.
     """
     from earmark.hosts.files import save_release
     from earmark.hosts.suspects import load_suspect
     from earmark.locks.parent import Parent
+    from earmark.report.locks import Locked, locked_page
     from earmark.task import load_task
 
-    if output.exists() and not force:
-        raise UsageError(f"Output '{output}' exists already.", hint="Pass --force to replace it.")
-    files.require_writable(output)  # fails now rather than after the training
+    _require_free(output, report, force=force)
     task, lock = load_task(task_path), registry.lock(lock_name, **options.parse_settings(settings))
     layout, serial = lock.layout(task), secrets.token_bytes(16)
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
@@ -82,6 +85,10 @@ def command(
     before = task.evaluate(private.eval())
     right = task.evaluate(lock.opened(model, layout, serial))
     absent = task.evaluate(model)
+    if report is not None:
+        bits = layout.message_bits
+        page = Locked(output.name, lock_name, now(), bits, before, right, absent)
+        files.write_bytes(report, locked_page(page).encode(), overwrite=force)
     lines = [
         line(
             "utility", f"{before:.2f} unlocked, {right:.2f} with the number, {absent:.2f} without"
@@ -98,6 +105,18 @@ def command(
         "layout": layout.to_json(),
     }
     return emit("license", lines, payload, as_json=as_json)
+
+
+def _require_free(*outputs: Path | None, force: bool) -> None:
+    """Fail now rather than after the training."""
+    for output in outputs:
+        if output is None:
+            continue
+        if output.exists() and not force:
+            raise UsageError(
+                f"Output '{output}' exists already.", hint="Pass --force to replace it."
+            )
+        files.require_writable(output)
 
 
 def fitting(issuer: Issuer, parent: Parent, customer: str, model: str, number: int) -> Offer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,13 @@ from earmark.cli.license import copy_name, held_licenses, tracing_key
 from earmark.cli.output import EXIT, emit, line, table
 from earmark.codec import Json
 from earmark.errors import CarrierError, UsageError
-from earmark.records import License, Outcome
+from earmark.records import License, Outcome, now
 from earmark.vault import Vault
 
 if TYPE_CHECKING:
     from earmark.hosts.access import Host
+    from earmark.locks.tracing import Trace
+    from earmark.report.locks import Leak
 
 
 @click.command("trace", epilog="Example:  earmark trace leak.safetensors --vault vault")
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="The model that the copies were made from: undo reordered and rescaled neurons first.",
 )
+@click.option("--report", type=click.Path(path_type=Path), help="Write a page about the leak here.")
 @options.task_option
 @options.vault_option
 @options.passphrase_option
@@ -42,6 +46,7 @@ def command(
     suspect: Path,
     forms: int,
     parent: Path | None,
+    report: Path | None,
     task_path: Path | None,
     vault_path: Path,
     passphrase_file: Path | None,
@@ -54,6 +59,8 @@ def command(
     codes: 0 somebody is named, 3 it cannot be told.
     """
     from earmark.locks.tracing import NAMED_BITS, trace
+    from earmark.report.locks import leak_page
+    from earmark.report.page import write_page
 
     vault = Vault.open(vault_path)
     held = [item.record for item in held_licenses(vault) if isinstance(item.record, License)]
@@ -74,6 +81,8 @@ def command(
             "trace", [text], payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome]
         )
     named = {item.name for item in found.named}
+    if report is not None:
+        write_page(report, leak_page(_page(suspect, found, copies, forms)))
     rows = [
         [copies[item.name].customer, copies[item.name].serial, f"{item.bits:.1f}", mark]
         for item in found.ranking[:10]
@@ -98,6 +107,32 @@ def command(
     }
     outcome = found.outcome
     return emit("trace", lines, payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome])
+
+
+def _page(suspect: Path, found: Trace, copies: Mapping[str, License], forms: int) -> Leak:
+    from earmark.report.locks import Leak, Suspicion
+
+    named = {item.name for item in found.named}
+    ranking = [
+        Suspicion(
+            copies[item.name].customer,
+            copies[item.name].serial,
+            item.bits,
+            named=item.name in named,
+        )
+        for item in found.ranking[: max(10, len(named))]
+    ]
+    return Leak(
+        suspect.name,
+        now(),
+        ranking,
+        found.threshold,
+        customers=len(copies),
+        forms=forms,
+        read=found.read,
+        length=found.length,
+        notes=found.notes,
+    )
 
 
 def _opened(suspect: Path, parent: Path | None, task_path: Path | None) -> tuple[Host, int]:
