@@ -41,14 +41,18 @@ from earmark.keys.secret import Key
 from earmark.policy import log2_p
 from earmark.schemes.deepwater import DeepWater
 from earmark.schemes.deepwater_torch import settle
-from earmark.schemes.embedding import embed, fresh_model
+from earmark.schemes.embedding import embed, fresh_model, starting_model
 from earmark.task import Task
 from earmark.training import Recipe, distillation_loss, train
 
 ROWS = Path(__file__).parent / "rows" / "deepwater.jsonl"
 SCHEME = DeepWater()
-PARTS = ("scratch", "attacks", "transfer", "finetune", "distill", "stamp")
-
+PARTS = ("scratch", "attacks", "transfer", "finetune", "distill", "stamp", "unguarded", "payload")
+PAYLOAD = (
+    *(f"prune-{scope}-{share}" for share in (0.65, 0.8, 0.9) for scope in ("layer", "global")),
+    "int4",
+    "overwrite-double",
+)
 
 zoo.NETWORKS["vgg-narrow"] = lambda shape, classes: zoo.Vgg(shape, classes, width=16)
 ADAM = {"lr": 1e-3, "optimizer": "adamw", "weight_decay": 1e-4}
@@ -183,6 +187,40 @@ class Cell:
             stealth=stealth(plain, marked, self.key),
             two_seeds=stealth(plain, self.other(), self.key),
         )
+
+    def payload(self) -> None:
+        """An identifier of 24 bits with error correction, read back after the free attacks."""
+        rng = np.random.default_rng(self.seed)
+        sent = rng.bytes(3).hex()
+        scheme = dataclasses.replace(SCHEME, payload=sent)
+        first = fresh_model(self.task, self.seed)
+        key = scheme.new_key(self.task.host(first), secret=bytes([self.seed + 101]) * 32)
+        budget = Budget(self.quick, knowledge=Knowledge.SCHEME)
+        marked = embed(self.task, scheme, key, seed=self.seed).model
+        battery = {"none": None} | attacks(self.recipe)
+        for name in ("none", *PAYLOAD):
+            attack = battery[name]
+            model = attack.run(marked, budget, seed=self.seed + 100) if attack else marked
+            host = self.task.host(model)
+            evidence, read = scheme.measure(host, key), scheme.read_payload(host, key)
+            self.note(
+                "payload",
+                attack=name,
+                accuracy=round(self.quick.evaluate(model), 3),
+                hits=evidence.hits,
+                trials=evidence.trials,
+                read=read.ok and read.message.hex() == sent,
+                checksum=read.ok,
+            )
+
+    def unguarded(self) -> None:
+        """Did the mark do anything but to be there at the start? Train once more without it."""
+        start = starting_model(self.task, SCHEME, self.key, seed=self.seed)
+        model = train(self.task, seed=self.seed, model=start).model
+        pairs = zip(
+            model.state_dict().values(), self.marked()[0].state_dict().values(), strict=True
+        )
+        self.note("unguarded", same=all(torch.equal(one, other) for one, other in pairs))
 
     def other(self) -> nn.Module:
         """An unmarked model of another seed."""
@@ -370,7 +408,8 @@ def main() -> None:
                     cell.stamp()
                 continue
             target = "mnist" if args.data == "fashion-mnist" else "fashion-mnist"
-            if part == "attacks" or not cell.done(part, f"to {target}" * (part == "transfer")):
+            named = {"transfer": f"to {target}", "payload": PAYLOAD[-1]}
+            if part == "attacks" or not cell.done(part, named.get(part, "")):
                 getattr(cell, part)()
 
 

@@ -273,17 +273,26 @@ def subject_of(cell: Cell) -> Subject:
 
 def run(subject: Subject, row: Row, only: set[str], seed: int) -> None:
     """Attack, align and count."""
-    budget = Budget(subject.task, knowledge=Knowledge.SHARDS)
+    budgets = {
+        share: Budget(subject.task, knowledge=Knowledge.SHARDS, data_fraction=share)
+        for share in (0.05, 0.1, 0.2, 0.5)
+    }
 
     def one(
-        number: str, name: str, attack: Attack, draw: int = 0, steps: str = "", **how: Any
+        number: str,
+        name: str,
+        attack: Attack,
+        draw: int = 0,
+        steps: str = "",
+        share: float = 0.5,
+        **how: Any,
     ) -> None:
         more = {"steps": steps} if steps else {}
         if (row.cell, number, name) in row.done:
             return
         started = time.process_time()
         try:
-            stolen = attack.run(subject.model, budget, seed=seed + 50 + draw)
+            stolen = attack.run(subject.model, budgets[share], seed=seed + 50 + draw)
         except earmark.errors.EarmarkError as error:
             row.note(row=number, attack=name, refused=str(error), **more)
             return
@@ -295,6 +304,9 @@ def run(subject: Subject, row: Row, only: set[str], seed: int) -> None:
     for number, name, attack in attacks(only):
         for draw in range(4 if number == "R10" else 1):  # four draws for each of five seeds
             one(number, f"{name} #{draw}" if number == "R10" else name, attack, draw)
+    for share in (0.05, 0.1, 0.2) if not only or "R3" in only else ():
+        refit = parse("refit:ewc", kind="attack")[0].attack()
+        one("R3", f"refit:ewc, {share:.0%} of the data", refit, share=share)
     for draw in range(4 if not only or "R24" in only else 0):  # twenty in all
         steps, attack = random_chain(10 * seed + draw)
         one("R24", f"three at random #{draw}", attack, steps=steps)

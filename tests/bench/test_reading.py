@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from earmark.attacks.base import Budget
 from earmark.attacks.obfuscate import Obfuscate, Permute
+from earmark.bench.cells import Step
 from earmark.bench.reading import read
-from earmark.bench.subjects import Ground
+from earmark.bench.subjects import Ground, ZooSubject
 from earmark.bench.zoo import image_task
 from earmark.errors import CarrierError
 from earmark.policy import judge
 from earmark.schemes.deepwater import DeepWater
-from earmark.schemes.embedding import embed
+from earmark.schemes.embedding import embed, starting_model
 from earmark.training import train
 
 
@@ -37,6 +40,25 @@ def test_alignment_brings_the_mark_back(ground, attack):
     assert in_place < 20
     assert judge(found).bits > 200
     assert found.tried.forms == 2
+
+
+@pytest.mark.parametrize(("seed", "found"), [(0, True), (1, False)])
+def test_alignment_is_to_the_network_before_its_training_where_that_is_known(ground, seed, found):
+    start = starting_model(ground.task, ground.scheme, ground.key, seed=seed)
+    moved = Permute().run(ground.model, Budget(ground.task), seed=1)
+    evidence = read(replace(ground, start=start), ground.task.host(moved))
+    assert (judge(evidence).bits > 200) is found
+
+
+def test_a_subject_of_the_zoo_knows_its_start(tmp_path):
+    subject = ZooSubject(
+        Step("deepwater"), "small-cnn", "digits", 3, str(tmp_path),
+        samples=256, tests=16, recipe={"epochs": 1},
+    )  # fmt: skip
+    opened = subject.open()
+    start = starting_model(opened.task, opened.scheme, opened.key, seed=3)
+    kept = {name: tensor.tolist() for name, tensor in opened.start.state_dict().items()}
+    assert kept == {name: tensor.tolist() for name, tensor in start.state_dict().items()}
 
 
 def test_both_forms_are_charged_even_if_the_first_suffices(ground):

@@ -1,4 +1,7 @@
-"""Read a mark as a careful owner would: in place first, then after alignment to his release.
+"""Read a mark as a careful owner would: in place first, then after alignment.
+
+Deep Water is aligned to what the model was before its training, where that is known: alignment to a
+release that was marked from scratch favours the claim. Other schemes are aligned to the release.
 
 Whatever is tried is charged: a scheme that can align is charged two forms on every suspect, whether
 or not the second one was needed.
@@ -25,7 +28,7 @@ def read(ground: Ground, suspect: ModuleHost, *, policy: Policy | None = None) -
     """Return the best evidence on a suspect, every form charged.
 
     Args:
-        ground: The subject; its model serves as the release to align to.
+        ground: The subject; its start, or else its model, is what Deep Water is aligned to.
         suspect: The attacked model.
         policy: Evidence in place that suffices for it ends the search.
 
@@ -63,12 +66,13 @@ def _aligns(ground: Ground) -> bool:
 
 
 def _aligned(ground: Ground, suspect: ModuleHost) -> Host:
-    """Return the suspect aligned to the release, the scheme's own way."""
-    scheme, released = ground.scheme, ground.task.host(ground.model)
+    """Return the suspect aligned the scheme's own way."""
+    scheme = ground.scheme
     if hasattr(scheme, "aligned"):
         from earmark.hosts.graph import channels
 
-        made: Host = scheme.aligned(suspect, released, ground.key, channels(ground.model))
+        first = ground.task.host(ground.start or ground.model)
+        made: Host = scheme.aligned(suspect, first, ground.key, channels(ground.model))
     else:
-        made = scheme.align(suspect, released, ground.key)  # type: ignore[attr-defined]
+        made = scheme.align(suspect, ground.task.host(ground.model), ground.key)  # type: ignore[attr-defined]
     return made

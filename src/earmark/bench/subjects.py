@@ -27,7 +27,7 @@ from earmark.errors import FormatError
 from earmark.hosts.batches import Tree
 from earmark.keys.secret import Key
 from earmark.schemes.base import Scheme
-from earmark.schemes.embedding import embed, fresh_model
+from earmark.schemes.embedding import embed, fresh_model, starting_model
 from earmark.task import Task, load_task
 from earmark.training import Recipe, train
 
@@ -44,6 +44,8 @@ class Ground:
         utility: Utility of the model.
         train_seconds: CPU seconds that making the model took, or null if that is not known.
         names: Labels of scheme, host and data, for rows.
+        start: What the model was before its training, as its owner keeps it to align suspects to;
+            null if that is not known.
     """
 
     task: Task
@@ -53,6 +55,7 @@ class Ground:
     utility: float
     train_seconds: float | None
     names: tuple[str, str, str]
+    start: nn.Module | None = None
 
 
 class Subject(ABC):
@@ -144,7 +147,10 @@ class ZooSubject(Subject):
         about, model = self._model(task, scheme, key)
         host = self.network if self.marked else f"{self.network} (unmarked)"
         names = (self.scheme.label(), host, self.data)
-        return Ground(task, model, scheme, key, about["utility"], about["cpu_seconds"], names)
+        start = starting_model(task, scheme, key, seed=self.seed)
+        return Ground(
+            task, model, scheme, key, about["utility"], about["cpu_seconds"], names, start
+        )
 
     def _split(self, images: Images, scheme: Scheme) -> tuple[Task, Tree | None]:
         """Return the task, and the samples kept apart as candidates for the key's inputs."""
