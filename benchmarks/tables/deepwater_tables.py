@@ -76,7 +76,7 @@ def fidelity() -> str:
     ):
         gaps = [row["accuracy"] - row["twin"] for row in found]
         lines.append(
-            f"| {network} | {data} | {samples:,} x {epochs} "
+            f"| {network} | {data} | {f'{samples:,}' if samples else 'all'} x {epochs} "
             f"| {PARTS[part]} | {len(found)} "
             f"| {spread([row['accuracy'] for row in found], 2)} | {_gap(gaps)}, {min(gaps):+.2f} "
             f"| {_errors(found)} | {_bits(found)} |"

@@ -15,6 +15,7 @@ MIB = 1024
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_stamping_and_verifying_seven_billion_parameters_takes_little_memory(tmp_path, monkeypatch):
     """Two copies of the checkpoint lie on the disk; a small disk gets fewer layers."""
     monkeypatch.syspath_prepend(BENCHMARKS)
