@@ -4,12 +4,13 @@
     python benchmarks/mtlsign_nulls.py --keys 0
 
 S1: eight independent models, 500 keys each. S2: hostile models: the same initialization as a marked
-one, trained on the triggers themselves, trained far too long, fine-tuned from a model that bears
-another key on the same triggers, pruned to a tenth, absurd weights, a constant answer. Each key is
-measured as a claim is: features, ordering by a nonce, refit, count. The hits of a model's keys are
-compared with the exact binomial law, and so are 7,000 draws of labels on the same features. Every
-model has keys of its own, so that the tests of two models are independent. S6: the parts of each
-key, or of each draw, feed an e-value that an adversary stops when it stands highest.
+one, trained on the triggers themselves, trained far too long, not trained at all, fine-tuned from a
+model that bears another key on the same triggers, pruned to a tenth, absurd weights, a constant
+answer. Each key is measured as a claim is: features, ordering by a nonce, refit, count. The hits of
+a model's keys are compared with the exact binomial law, and so are 7,000 draws of labels on the
+same features. Every model has keys of its own, so that the tests of two models are independent. S6:
+the parts of each key, or of each draw, feed an e-value that an adversary stops when it stands
+highest.
 """
 
 from __future__ import annotations
@@ -108,6 +109,7 @@ def makers(task: Task, key: Key) -> dict[str, Callable[[], nn.Module]]:
         "pruned to a tenth": lambda: Prune(share=0.9).run(base(), Budget(task), seed=0),
         "weights times 1e6": lambda: scaled(base(), 1e6),
         "constant": lambda: scaled(base(), 0.0),
+        "untrained": lambda: initial(task, 7).eval(),
     }
 
 
