@@ -47,12 +47,19 @@ from earmark.training import Recipe, distillation_loss, train
 
 ROWS = Path(__file__).parent / "rows" / "deepwater.jsonl"
 SCHEME = DeepWater()
-PARTS = ("scratch", "attacks", "transfer", "finetune", "distill", "stamp", "unguarded", "payload")
-PAYLOAD = (
-    *(f"prune-{scope}-{share}" for share in (0.65, 0.8, 0.9) for scope in ("layer", "global")),
-    "int4",
-    "overwrite-double",
+PARTS = (
+    "scratch",
+    "attacks",
+    "transfer",
+    "finetune",
+    "distill",
+    "stamp",
+    "unguarded",
+    "payload",
+    "kinds",
 )
+PRUNES = [f"prune-{scope}-{share}" for share in (0.65, 0.8, 0.9) for scope in ("layer", "global")]
+PAYLOAD = (*PRUNES, "int4", "overwrite-double")
 
 zoo.NETWORKS["vgg-narrow"] = lambda shape, classes: zoo.Vgg(shape, classes, width=16)
 ADAM = {"lr": 1e-3, "optimizer": "adamw", "weight_decay": 1e-4}
@@ -212,6 +219,21 @@ class Cell:
                 read=read.ok and read.message.hex() == sent,
                 checksum=read.ok,
             )
+
+    def kinds(self) -> None:
+        """Which layers lose bits to pruning: convolutions, or linear layers?"""
+        budget = Budget(self.quick, knowledge=Knowledge.SCHEME)
+        marked = self.marked()[0]
+        linear = {f"{k}.weight" for k, m in marked.named_modules() if isinstance(m, nn.Linear)}
+        for name in PRUNES:
+            model = attacks(self.recipe)[name].run(marked, budget, seed=self.seed + 100)
+            layers: Any = SCHEME.measure(self.task.host(model), self.key).details["layers"]
+            counts = {"linear": [0, 0], "convolution": [0, 0]}
+            for layer, row in layers.items():
+                count = counts["linear" if layer in linear else "convolution"]
+                count[0] += row["hits"]
+                count[1] += row["trials"]
+            self.note("kinds", attack=name, **counts)
 
     def unguarded(self) -> None:
         """Did the mark do anything but to be there at the start? Train once more without it."""
@@ -408,7 +430,7 @@ def main() -> None:
                     cell.stamp()
                 continue
             target = "mnist" if args.data == "fashion-mnist" else "fashion-mnist"
-            named = {"transfer": f"to {target}", "payload": PAYLOAD[-1]}
+            named = {"transfer": f"to {target}", "payload": PAYLOAD[-1], "kinds": PRUNES[-1]}
             if part == "attacks" or not cell.done(part, named.get(part, "")):
                 getattr(cell, part)()
 

@@ -177,6 +177,27 @@ def attacks() -> str:
     return "\n".join(lines)
 
 
+def kinds() -> str:
+    """Return which kinds of layers lose bits to pruning."""
+    rows = [row for row in rows_of("deepwater") if row["part"] == "kinds"]
+    if not rows:
+        return NOTHING
+    lines = [
+        "| pruning | models | wrong bits of convolutions | of linear layers |",
+        "|---|---|---|---|",
+    ]
+    for attack, name in ATTACKS.items():
+        found = [row for row in rows if row["attack"] == attack]
+        if not found:
+            continue
+        lost = []
+        for kind in ("convolution", "linear"):
+            hits, trials = (sum(row[kind][i] for row in found) for i in (0, 1))
+            lost.append(f"{trials - hits} of {trials:,}")
+        lines.append(f"| {name} | {len(found)} | {lost[0]} | {lost[1]} |")
+    return "\n".join(lines)
+
+
 def histogram() -> str:
     """Return how far a mark moves what a histogram shows, beside what another seed moves it."""
     rows = [row for row in rows_of("deepwater") if "stealth" in row]
@@ -438,6 +459,7 @@ TABLES = {
     "deepwater-births": births,
     "deepwater-attacks": attacks,
     "deepwater-payload": payload,
+    "deepwater-kinds": kinds,
     "deepwater-histogram": histogram,
     "deepwater-stamps": stamps,
     "deepwater-stealth": stealth,
