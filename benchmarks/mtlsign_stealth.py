@@ -1,15 +1,20 @@
 """Can anybody tell that a model bears MTL-Sign? Shadow models, weights, activations, classifiers.
 
-    python benchmarks/mtlsign_stealth.py --shadows 60
-    python benchmarks/mtlsign_stealth.py --shadows 60 --alike
+    python benchmarks/mtlsign_stealth.py --shadows 50
+    python benchmarks/mtlsign_stealth.py --shadows 50 --alike
+    python benchmarks/mtlsign_stealth.py --shadows 50 --force 3 --resemble
 
-The attacker knows the scheme and trains shadow models of both kinds, each with a seed and a key of
-its own. Three tests, each scored on models that it never saw: the variance of each layer's weights;
-how strongly the hidden features of his own samples fall into two clusters within a class; and a
-classifier on many statistics of weights and features. An AUC of 0.5 is a guess; a test that is
-wrong more often than right is turned round. With --alike the models without the mark are trained in
-the same way, with triggers that ride and samples that are settled, but nothing is marked: what is
-then told apart is the mark, not the way of training.
+The attacker knows the scheme and trains shadow models of both kinds, one of each from every seed,
+with a key for each. Tests are scored on models that they never saw, whose seeds they never saw
+either: the variance of each layer's weights; how strongly the hidden features of his own samples
+fall into two clusters within a class; and classifiers on many statistics of weights, features,
+norms, biases and answers. An AUC of 0.5 is a guess; a test that is wrong more often than right is
+turned round. With --alike the models without the mark are trained in the same way, with triggers
+that ride and samples that are settled, but nothing is marked: what is then told apart is the mark,
+not the way of training. With --force the marked models are held to the weights of unmarked twins
+that the attacker has not got, and with --resemble they are rescaled to those twins' sizes. Models
+and what is found in them are kept in the folder for temporary files; run it again, or several
+times at once with --part, and it goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +23,10 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +35,19 @@ import torch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from earmark.attacks.obfuscate import resemble
 from earmark.bench.data import load
 from earmark.bench.zoo import image_task
 from earmark.hosts import batches
+from earmark.keys.secret import Key
+from earmark.policy import log2_p
 from earmark.schemes.embedding import embed, fresh_model
+from earmark.schemes.likeness import Likeness
 from earmark.schemes.mtlsign import MtlSign
 from earmark.task import Task
 from earmark.training import train
@@ -100,6 +112,23 @@ def activation_statistics(
     return found
 
 
+def answer_statistics(model: nn.Module, pool: Any) -> dict[str, float]:
+    """Describe small parameters, running statistics, and how sure the answers are."""
+    found: dict[str, float] = {}
+    vectors = [(n, p.detach()) for n, p in model.named_parameters() if p.ndim == 1]
+    vectors += [(n, b.log() if "var" in n else b) for n, b in model.named_buffers() if b.ndim == 1]
+    for name, values in vectors:
+        found[f"mean {name}"] = float(values.double().mean())
+        found[f"deviation {name}"] = float(values.double().std())
+    with torch.no_grad():
+        scores = model(pool[0][:600])
+    two = scores.topk(2, dim=1).values
+    found["sure"] = float(scores.softmax(1).max(1).values.mean())
+    found["scores"] = float(scores.std())
+    found["margins"] = float((two[:, 0] - two[:, 1]).mean())
+    return found
+
+
 def interval(truth: Array, scores: Array) -> tuple[float, list[float]]:
     """Return an AUC, turned round if under one half, and its 95 % bootstrap interval."""
     if roc_auc_score(truth, scores) < 0.5:
@@ -114,51 +143,128 @@ def interval(truth: Array, scores: Array) -> tuple[float, list[float]]:
     return round(float(roc_auc_score(truth, scores)), 3), ends
 
 
-def held_out(judge: Any, data: Array, truth: Array) -> Array:
-    """Return each model's score by a judge that was fitted without it."""
-    folds = StratifiedKFold(10, shuffle=True, random_state=0)
-    scores: Array = cross_val_predict(judge, data, truth, cv=folds, method="predict_proba")[:, 1]
+def held_out(judge: Any, data: Array, truth: Array, seeds: Array) -> Array:
+    """Return each model's score by a judge that was fitted without it and without its seed."""
+    folds = GroupKFold(10)
+    scores: Array = cross_val_predict(
+        judge, data, truth, groups=seeds, cv=folds, method="predict_proba"
+    )[:, 1]
     return scores
 
 
-def shadows(args: argparse.Namespace) -> tuple[list[dict[str, float]], Array, list[float]]:
-    """Train models of both kinds by turns and describe them."""
-    some = load(args.data).subset(args.images, test=1000)
-    task = image_task(args.network, some, batch=64, recipe={"epochs": args.epochs, "lr": 0.05})
-    scheme = MtlSign(**args.settings)
-    stream = list(task.stream("train", 0))
-    half = len(stream) // 2
-    mine, theirs = batches.join(stream[half:]), batches.join(stream[:half])
-    found, utilities = [], []
-    for i in range(2 * args.shadows):
-        secret = hashlib.sha256(f"stealth/{i}".encode()).digest()
-        key = scheme.new_key(task.host(fresh_model(task, i)), inputs=mine, secret=secret)
-        marked = i % 2 == 1
-        if marked or args.alike:
-            way = scheme if marked else dataclasses.replace(scheme, weight=_NO_WEIGHT)
-            model = embed(task, way, key, seed=i).model
-        else:
-            model = train(task, seed=i).model
-        statistics = weight_statistics(model)
-        found.append(statistics | activation_statistics(model, task, theirs, key.layout.carrier))
-        utilities.append(task.evaluate(model))
-    return found, np.arange(2 * args.shadows) % 2, utilities
+class Shadows:
+    """Models of both kinds, one of each from a seed, and what can be seen of them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        some = load(args.data).subset(args.images, test=2000)
+        recipe = {"epochs": args.epochs, "lr": 0.05}
+        self.task: Task = image_task(args.network, some, batch=64, recipe=recipe)
+        self.scheme = MtlSign(**args.settings)
+        stream = list(self.task.stream("train", 0))
+        half = len(stream) // 2
+        self.mine, self.theirs = batches.join(stream[half:]), batches.join(stream[:half])
+
+    def plain(self, seed: int) -> nn.Module:
+        """Return a model that is trained as usual."""
+        return self._kept(["plain"], seed, lambda: train(self.task, seed=seed).model)
+
+    def key(self, seed: int) -> Key:
+        """Return a seed's key."""
+        secret = hashlib.sha256(f"stealth/{seed}".encode()).digest()
+        host = self.task.host(fresh_model(self.task, seed))
+        return self.scheme.new_key(host, inputs=self.mine, secret=secret)
+
+    def alike(self, seed: int) -> nn.Module:
+        """Return a model that is trained as a marked one is, without a mark."""
+        way = dataclasses.replace(self.scheme, weight=_NO_WEIGHT)
+        about = ["alike", repr(self.scheme)]
+        return self._kept(
+            about, seed, lambda: embed(self.task, way, self.key(seed), seed=seed).model
+        )
+
+    def marked(self, seed: int) -> nn.Module:
+        """Return a marked model, made to resemble an unmarked one if that is asked for."""
+        twin = self.args.force or self.args.resemble
+        like = self.plain(1000 + seed % 10) if twin else None
+
+        def make() -> nn.Module:
+            model, key = fresh_model(self.task, seed), self.key(seed)
+            with self.scheme.attach(model, key) as mark:
+                held = Likeness(mark, model, like, force=self.args.force) if like else mark
+                return train(self.task, seed=seed, model=model, mark=held).model
+
+        made = self._kept(["marked", repr(self.scheme), self.args.force], seed, make)
+        return resemble(made, like).eval() if self.args.resemble and like is not None else made
+
+    def _kept(self, about: list[Any], seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+        name = json.dumps([self.task.name, dict(self.task.recipe), self.args.images, about])
+        folder = Path(tempfile.gettempdir()) / "earmark-benchmarks"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"stealth-{hashlib.sha256(name.encode()).hexdigest()[:16]}-{seed}.pt"
+        if path.exists():
+            model = self.task.model()
+            model.load_state_dict(torch.load(path, weights_only=True))
+            return model.eval()
+        model = make()
+        half = path.with_suffix(f".{os.getpid()}")
+        torch.save(model.state_dict(), half)
+        half.rename(path)
+        return model
+
+    def seen(self, model: nn.Module, seed: int) -> dict[str, float]:
+        """Return everything that the attacker looks at."""
+        carrier = self.key(seed).layout.carrier
+        found = weight_statistics(model) | answer_statistics(model, self.theirs)
+        return found | activation_statistics(model, self.task, self.theirs, carrier)
+
+
+def collect(args: argparse.Namespace) -> dict[str, Any]:
+    """Train, look, and return statistics, kinds, seeds, utilities and the marked models' bits."""
+    shadows = Shadows(args)
+    found, truth, seeds, utilities, bits = [], [], [], [], []
+    for seed in range(args.part, args.shadows, args.parts):
+        clean = shadows.alike(seed) if args.alike else shadows.plain(seed)
+        marked = shadows.marked(seed)
+        for kind, model in enumerate((clean, marked)):
+            found.append(shadows.seen(model, seed))
+            truth.append(kind)
+            seeds.append(seed)
+            utilities.append(shadows.task.evaluate(model))
+        evidence = shadows.scheme.measure(shadows.task.host(marked), shadows.key(seed))
+        bits.append(-log2_p(evidence))
+        print(seed, utilities[-2:], round(bits[-1], 1), flush=True)
+    return {
+        "found": found,
+        "truth": np.array(truth),
+        "seeds": np.array(seeds),
+        "utilities": utilities,
+        "bits": bits,
+    }
 
 
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--shadows", type=int, default=60, help="models of each kind")
+    parser.add_argument("--shadows", type=int, default=50, help="models of each kind")
     parser.add_argument("--settings", type=json.loads, default={}, help="of the scheme, JSON")
     parser.add_argument("--network", default="small-cnn")
-    parser.add_argument("--data", default="digits")
+    parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--alike", action="store_true", help="train the others in the same way")
+    parser.add_argument("--force", type=float, default=0.0, help="hold weights to a twin's")
+    parser.add_argument("--resemble", action="store_true", help="rescale units to a twin's sizes")
+    parser.add_argument("--part", type=int, default=0, help="train only this part, write no row")
+    parser.add_argument("--parts", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     start = time.process_time()
-    found, truth, utilities = shadows(args)
+    all_of = collect(args)
+    if args.parts > 1:
+        return
+    found, truth, seeds = all_of["found"], all_of["truth"], all_of["seeds"]
     names = list(found[0])
     data = np.array([[one[name] for name in names] for one in found])
     row: dict[str, Any] = {
@@ -170,10 +276,14 @@ def main() -> None:
         "images": args.images,
         "epochs": args.epochs,
         "shadows": 2 * args.shadows,
-        "utility_clean": round(float(np.mean(utilities[0::2])), 2),
-        "utility_marked": round(float(np.mean(utilities[1::2])), 2),
+        "utility_clean": round(float(np.mean(all_of["utilities"][0::2])), 2),
+        "utility_marked": round(float(np.mean(all_of["utilities"][1::2])), 2),
+        "bits_least": round(min(all_of["bits"]), 1),
+        "bits_median": round(float(np.median(all_of["bits"])), 1),
         "statistics": len(names),
         "alike": args.alike,
+        "force": args.force,
+        "resemble": args.resemble,
     }
     logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     forest = RandomForestClassifier(300, random_state=0)
@@ -185,11 +295,11 @@ def main() -> None:
     }
     for test, (some, judge) in tests.items():
         chosen = [names.index(name) for name in some]
-        auc, ends = interval(truth, held_out(judge, data[:, chosen], truth))
+        auc, ends = interval(truth, held_out(judge, data[:, chosen], truth, seeds))
         row[f"auc_{test.replace(' ', '_')}"] = auc
         row[f"auc_{test.replace(' ', '_')}_interval"] = ends
     telling = {name: interval(truth, data[:, i])[0] for i, name in enumerate(names)}
-    row["most_telling"] = dict(sorted(telling.items(), key=lambda item: -item[1])[:5])
+    row["most_telling"] = dict(sorted(telling.items(), key=lambda item: -item[1])[:8])
     row["seconds"] = round(time.process_time() - start, 1)
     write(ROWS, row | versions())
     print(json.dumps(row))

@@ -135,20 +135,27 @@ def nulls() -> str:
 def stealth() -> str:
     """Return the table of detection tests."""
     lines = [
-        "| network | settings | models without the mark | models | accuracy clean / marked | "
-        "weight variance | clusters | logistic | forest |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | settings | models without the mark | models | statistics | accuracy clean / "
+        "marked | bits, worst / median | weight variance | clusters | logistic | forest |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows_of("mtlsign_stealth"):
         settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
+        settings = settings or "the default"
+        if row.get("force"):
+            settings += f"; held to a twin's weights, force {row['force']:g}"
+        if row.get("resemble"):
+            settings += "; rescaled to a twin's sizes"
         tests = [
             f"{row[f'auc_{t}']:.2f} (to {row[f'auc_{t}_interval'][1]:.2f})"
             for t in ("variance", "clusters", "meta_logistic", "meta_forest")
         ]
+        bits = f"{row['bits_least']:.0f} / {row['bits_median']:.0f}" if "bits_least" in row else "-"
         lines.append(
-            f"| {row['network']}, {row['data']} | {settings or 'the default'} | "
+            f"| {row['network']}, {row['data']} | {settings} | "
             f"{'trained alike' if row.get('alike') else 'plain'} | {row['shadows']} | "
-            f"{row['utility_clean']:.2f} / {row['utility_marked']:.2f} | {' | '.join(tests)} |"
+            f"{row['statistics']} | {row['utility_clean']:.2f} / {row['utility_marked']:.2f} | "
+            f"{bits} | {' | '.join(tests)} |"
         )
     return "\n".join(lines)
 
