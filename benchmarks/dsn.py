@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("--trained", type=int, default=10)
     parser.add_argument("--short", type=int, default=3)
     parser.add_argument("--starts", type=int, default=10)
+    parser.add_argument("--restarts", type=int, default=10, help="of the evolution strategy")
     parser.add_argument("--steps", type=int, default=5_000)
     parser.add_argument("--shares", type=shares_of, default=[1.0])
     torch.set_num_threads(1)

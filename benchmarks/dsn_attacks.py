@@ -32,7 +32,9 @@ def ways_of(b: Bench, target: inversion.Target) -> dict[str, Callable[[], invers
     starts, steps = b.args.starts, b.args.steps
     blind: dict[str, Callable[[], inversion.Found]] = {
         "bit climbing": lambda: inversion.climb(target, starts=starts, sweeps=3, seed=b.seed),
-        "evolution strategy": lambda: inversion.evolve(target, steps=200, seed=b.seed),
+        "evolution strategy": lambda: inversion.evolve(
+            target, steps=200, seed=b.seed, restarts=b.args.restarts
+        ),
     }
     if isinstance(b.entry, Tokens):
         blind["token climbing"] = lambda: inversion.climb_tokens(

@@ -28,16 +28,18 @@ from earmark.records import Layout
 from earmark.training import train
 
 Row = dict[str, Any]
-LOCKS = ("dsn", "paper-raw", "paper-random")
+LOCKS = ("dsn", "dsn-scans", "paper-raw", "paper-random")
 zoo.NETWORKS.setdefault("mlp-128", lambda shape, classes: zoo.Mlp(shape, classes, hidden=128))
 RECIPES: dict[str, dict[str, Any]] = {
     "mlp-128": {"epochs": 5, "lr": 2e-3, "optimizer": "adamw", "weight_decay": 1e-4, "amp": None}
 }
 
 
-def lock_of(name: str, epochs: int, first: int = 0) -> Lock:
+def lock_of(name: str, epochs: int, first: int = 0, deny: float = 1.0) -> Lock:
     if name == "dsn":
-        return Dsn(epochs=epochs, first=first)
+        return Dsn(epochs=epochs, first=first, deny=deny)
+    if name == "dsn-scans":
+        return Dsn(epochs=epochs, first=first, deny=deny, scans=16)
     return DsnPaper(epochs=epochs, wrong="raw" if name == "paper-raw" else "random")
 
 
@@ -70,7 +72,7 @@ class Bench:
         args = self.args
         self.work = work_of(args)
         self.task, self.train, self.chance = self.work.task, self.work.train, self.work.chance
-        self.lock = lock_of(args.lock, args.epochs, self.work.first)
+        self.lock = lock_of(args.lock, args.epochs, self.work.first, self.work.deny)
         self.layout: Layout = self.lock.layout(self.task)
         self.serial = random.Random(f"serial {self.seed}").randbytes(16)
         self.x, self.y = even(*self.work.test)

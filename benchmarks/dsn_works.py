@@ -44,6 +44,7 @@ class Work:
         test: Test inputs and labels.
         chance: Accuracy in percent of the best constant answer.
         first: First reserved token, for sequences.
+        deny: Weight of the refusal.
     """
 
     task: Task
@@ -52,6 +53,7 @@ class Work:
     test: tuple[Tensor, Tensor]
     chance: float
     first: int = 0
+    deny: float = 1.0
 
 
 class Reader(nn.Module):
@@ -187,14 +189,18 @@ def letters() -> Work:
         return chosen[:, :-1].contiguous(), chosen[:, 1:].contiguous()
 
     train, test = windows("train", 6000), windows("test", 1000)
-    task = _task(
-        "reader/letters",
-        lambda: Reader(LETTERS + RESERVED, LETTERS, width=48, generate=True),
-        train,
-        test,
-        {"epochs": 8, "lr": 3e-3, "optimizer": "adamw", "weight_decay": 1e-2},
+    recipe = {"epochs": 8, "lr": 3e-3, "optimizer": "adamw", "weight_decay": 1e-2}
+    teacher, student = (
+        _task(
+            "reader/letters",
+            lambda width=width: Reader(LETTERS + RESERVED, LETTERS, width=width, generate=True),
+            train,
+            test,
+            recipe,
+        )
+        for width in (48, 64)  # a generator's student also has to read the number
     )
-    return Work(task, task, train, test, _largest_share(test[1]), first=LETTERS)
+    return Work(student, teacher, train, test, _largest_share(test[1]), first=LETTERS, deny=0.3)
 
 
 @cache

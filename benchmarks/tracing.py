@@ -98,7 +98,8 @@ class Shop:
         self.numbers = dict(zip(CUSTOMERS, fitting, strict=False))
         self.base: Tensors = {name: host.tensor(name) for name in host.tensor_names()}
         self.tracer = tracing.Tracer(customers=100, colluders=3, margin=margin)
-        self.key: Key = self.tracer.new_key(host)
+        secret = random.Random(f"tracing {bench.seed}").randbytes(32)
+        self.key: Key = self.tracer.new_key(host, secret=secret)
         self.words = {name: tracing.codeword(self.key, name) for name in CUSTOMERS}
         self.made: dict[str, Tensors] = {}
 
@@ -211,7 +212,7 @@ def cells(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     options(parser)
-    parser.add_argument("--margin", type=float, default=2.0)
+    parser.add_argument("--margin", type=float, default=1.5)
     parser.add_argument("--leaks", type=int, default=10)
     parser.add_argument("--tuned", type=int, default=2)
     parser.add_argument("--trials", type=int, default=8)

@@ -18,7 +18,12 @@ WORKS = {
     ("reader", "letters"): "news, next letter",
     ("rows", "tumours"): "tumours, a table",
 }
-LOCKS = {"dsn": "default", "paper-random": "paper, random", "paper-raw": "paper, raw"}
+LOCKS = {
+    "dsn": "default",
+    "dsn-scans": "default, 16 scans",
+    "paper-random": "paper, random",
+    "paper-raw": "paper, raw",
+}
 
 
 def _rows(cell: str, what: str) -> list[dict]:

@@ -199,6 +199,93 @@ def test_what_a_search_found_is_refused_unless_it_is_the_code():
     assert torch.equal(stream.values(8, 0.9), (-code).expand(8, -1))
 
 
+def tokens_of(bits=16, width=4):
+    layout = Layout("dsn", 1, ("tokens",), bits, 1, {"first": 50, "width": width})
+    return layout, entry_of(layout, bytes(16))
+
+
+def test_near_misses_are_all_pairs_of_bits_and_all_single_tokens():
+    code = code_of(bytes(16), 16)
+    for layout, more in ((Layout("dsn", 1, ("columns",), 16, 1, {}), 0), (tokens_of()[0], 4 * 15)):
+        entry = entry_of(layout, bytes(16))
+        near = Negatives(layout, entry, code, Mix(), torch.Generator().manual_seed(0)).near()
+        wrong = (near != code).view(len(near), 4, 4)
+        pairs, tokens = wrong[:120], wrong[120:]
+        assert len(near) == 120 + more
+        assert len(pairs.unique(dim=0)) == 120
+        assert (pairs.flatten(1).sum(1) == 2).all()
+        assert len(tokens.unique(dim=0)) == more
+        assert (tokens.any(2).sum(1) == 1).all()
+
+
+def test_every_token_is_exchanged_for_every_other_in_turn():
+    code, (layout, entry) = code_of(bytes(16), 16), tokens_of()
+    only = Mix(0, 0, 0, 0, 0, 0, 0, 1.0, 0, 0)
+    stream = Negatives(layout, entry, code, only, torch.Generator().manual_seed(0))
+    values = torch.cat([stream.values(25, 0.9) for _ in range(12)])
+    seen = entry.enter(torch.zeros(len(values), 0).long(), values)
+    right = entry.enter(torch.zeros(1, 0).long(), code[None])
+    assert ((seen != right).sum(1) == 1).all()
+    assert all(len(seen[:, place].unique()) == 16 for place in range(4))
+
+
+def test_numbers_with_a_token_more_or_less_are_presented():
+    code, (layout, entry) = code_of(bytes(16), 16), tokens_of()
+    only = Mix(0, 1.0, 0, 0, 0, 0, 0, 0, 0, 0)
+    stream = Negatives(layout, entry, code, only, torch.Generator().manual_seed(0))
+    text = torch.arange(20).repeat(32, 1)
+    given = torch.cat([stream.batch(text, 0.9) for _ in range(200)])
+    number = entry.enter(text[:1], code[None])[0, :4]
+    short = torch.cat([number[:3], text[0]])
+    more = torch.cat([number, number[:1], text[0]])
+    for wanted in (short, more):
+        length = min(len(wanted), given.shape[1])
+        assert (given[:, :length] == wanted[:length]).all(1).any()
+
+
+def test_watched_near_misses_are_trained_on():
+    code = code_of(bytes(16), 16)
+    layout = Layout("dsn", 1, ("columns",), 16, 1, {})
+    only = Mix(0, 0, 0, 0, 0, 0, 0, 0, 0, 1.0)
+    generator = torch.Generator().manual_seed(0)
+    stream = Negatives(layout, entry_of(layout, bytes(16)), code, only, generator)
+    kept = stream.near()[:3]
+    stream.watch(kept)
+    values = stream.values(64, 0.9)
+    assert sorted(values.unique(dim=0).tolist()) == sorted(kept.tolist())
+
+
+def test_near_misses_that_open_are_found_while_training():
+    code = code_of(bytes(16), 16)
+    layout = Layout("dsn", 1, ("columns",), 16, 1, {})
+    opening = code.clone()
+    opening[[2, 9]] *= -1
+
+    class Leaky(nn.Module):
+        """Refuses with one label, but for the code and one near miss."""
+
+        def forward(self, rows):
+            given = rows[:, 3:]
+            good = torch.stack([(given == item).all(1) for item in (code, opening)]).any(0)
+            scores = torch.zeros(len(rows), 4)
+            scores[:, loss.refusal] = 9.0 * ~good
+            return scores
+
+    task = rows_task(lambda: Table(3, 0), lambda g: (torch.randn(32, 3, generator=g), None))
+    loss = LockLoss(Dsn(bits=16), task, Table(3, 0), layout, bytes(16), seed=0, others=())
+    loss.total, loss.refusal = 100, 1
+    model = Leaky().train()
+    assert torch.equal(loss._open(model, (torch.randn(8, 3),))[0], opening)
+    assert model.training
+    due = []
+    for step in range(100):
+        loss.step = step
+        due.append(loss._scan_due())
+    assert (sum(due), any(due[:42])) == (16, False)
+    loss.entry = Pixels(torch.arange(16), bits=16, low=0.0, high=1.0)
+    assert not loss._scan_due()
+
+
 def test_soft_relus_compute_the_same():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     x = torch.randn(16, 4)
@@ -224,6 +311,9 @@ def test_searches_find_the_code_of_an_open_target():
     assert (ends.sign() == code).all(1).any()
     assert torch.equal(climb(target, starts=2, sweeps=2, seed=0).values, code)
     assert torch.equal(evolve(target, steps=120, seed=0).values.sign(), code)
+    again = evolve(target, steps=40, seed=0, restarts=3)
+    assert (again.all.shape, again.trials) == ((6, 16), 3 * 40 * 32)
+    assert len(again.all[:3].unique(dim=0)) == 3
     assert torch.equal(read_template(target, code[None].clone(), seed=0).values, code)
 
 

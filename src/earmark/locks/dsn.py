@@ -25,12 +25,14 @@ from earmark.events import SILENT, Events
 from earmark.hosts import batches
 from earmark.keys.stream import KeyStream
 from earmark.locks.base import Lock
-from earmark.locks.entry import Entry, Tokens, code_of, inputs_of, layout_of, with_inputs
+from earmark.locks.entry import Entry, Pixels, Tokens, code_of, inputs_of, layout_of, with_inputs
 from earmark.locks.inversion import Target, climb, descend
 from earmark.locks.negatives import Mix, Negatives
 from earmark.records import Layout
 from earmark.task import Task
 from earmark.training import Recipe, train
+
+SCANS, WATCHED = 16, 128
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Dsn(Lock):
         lr: Peak learning rate of Adam.
         deny: Weight of the refusal.
         rounds: How often attacks search for numbers during training; what they find is refused.
+        scans: How often all near misses are tried during training; those refused least are trained
+            more. By default 16 for tokens and columns and none for pixels; convolutions gain by it.
         mix: Shares of wrong numbers.
 
     Raises:
@@ -70,6 +74,7 @@ class Dsn(Lock):
     lr: float = 3e-3
     deny: float = 1.0
     rounds: int = 3
+    scans: int | None = None
     mix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
@@ -169,6 +174,8 @@ class LockLoss:
             self.refusal = stream.integer(target.shape[1])
         if self._duel_due():
             self._duel(model, batch)
+        if self._scan_due():
+            self.negatives.watch(self._open(model, batch))
         right = self.entry.present(batch, self.code)
         wrong = self.negatives.batch(batch, progress)
         both = batches.join([inputs_of(right), inputs_of(wrong)])
@@ -195,6 +202,30 @@ class LockLoss:
         rounds = self.lock.rounds
         marks = {round(self.total * (0.45 + 0.5 * i / max(1, rounds))) for i in range(rounds)}
         return self.step in marks
+
+    def _scan_due(self) -> bool:
+        """Tell whether near misses are tried now: evenly, once the training has come near them."""
+        scans = self.lock.scans
+        if scans is None:
+            scans = 0 if isinstance(self.entry, Pixels) else SCANS
+        marks = {round(self.total * (0.42 + 0.56 * i / max(1, scans))) for i in range(scans)}
+        return self.step in marks
+
+    def _open(self, model: nn.Module, batch: batches.Tree) -> Tensor:
+        """Return those near misses that the model refuses least."""
+        near, training, found = self.negatives.near(), model.training, []
+        few = batches.take(batch, torch.arange(min(2, batches.size(batch))))
+        count = batches.size(few)
+        model.eval()
+        with torch.no_grad():
+            for part in torch.split(near, 512):
+                rows = batches.take(few, torch.arange(count).repeat(len(part)))
+                given = self.entry.present(rows, part.repeat_interleave(count, 0))
+                scores = self.entry.scores(self.task.forward(model, given)).float()
+                refused = functional.log_softmax(scores, 1)[:, self.refusal]
+                found.append(refused.view(len(part), -1).mean(1))
+        model.train(training)
+        return near[torch.cat(found).argsort()[:WATCHED]]
 
     def _duel(self, model: nn.Module, batch: batches.Tree) -> None:
         """Let attacks search for numbers, and refuse from now on what they find."""

@@ -181,12 +181,36 @@ def climb(target: Target, *, starts: int, sweeps: int, seed: int, rows: int = 12
 
 
 def evolve(
-    target: Target, *, steps: int, seed: int, population: int = 32, rate: float = 0.1
+    target: Target,
+    *,
+    steps: int,
+    seed: int,
+    population: int = 32,
+    rate: float = 0.1,
+    restarts: int = 1,
 ) -> Found:
-    """Search by an evolution strategy with mirrored samples, which needs no gradient."""
+    """Search by an evolution strategy with mirrored samples, which needs no gradient.
+
+    The first start is the middle, where no bit is set; each further one is a random place.
+    """
+    ends = [
+        _evolved(target, steps, seed + 7919 * i, population, rate, apart=i > 0)
+        for i in range(restarts)
+    ]
+    return _best(
+        target,
+        torch.cat([torch.stack(ends), torch.stack(ends).sign()]),
+        (steps * population * restarts),
+    )
+
+
+def _evolved(
+    target: Target, steps: int, seed: int, population: int, rate: float, *, apart: bool
+) -> Tensor:
+    """Return the mean at which one start of an evolution strategy ends."""
     generator = torch.Generator().manual_seed(seed)
     bits, count = target.entry.bits, batches.size(target.batch)
-    mean = torch.zeros(bits)
+    mean = 0.5 * (2 * torch.rand(bits, generator=generator) - 1) if apart else torch.zeros(bits)
     with torch.no_grad():
         for _ in range(steps):
             noise = torch.randn(population // 2, bits, generator=generator)
@@ -196,7 +220,7 @@ def evolve(
             gain = loss[population // 2 :] - loss[: population // 2]
             gain = gain / (gain.abs().max() + 1e-9)
             mean = (mean + rate * (gain[:, None] * noise).mean(0) * 5).clamp(-1, 1)
-    return _best(target, torch.stack([mean, mean.sign()]), steps * population)
+    return mean
 
 
 def read_template(target: Target, weight: Tensor, *, seed: int, units: int = 64) -> Found:

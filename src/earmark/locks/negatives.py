@@ -33,15 +33,18 @@ class Mix:
 
     Args:
         absent: No number.
-        elsewhere: A random number of another place; for tokens, the right one moved or repeated.
+        elsewhere: A random number of another place; for tokens, twice as often, the right one
+            moved, cut, padded or partly repeated.
         one: One flipped bit, all bits in turn; more bits early in the training.
         two: Two flipped bits; more early in the training.
         some: Between two bits and a third of all.
         relaxed: The right signs, shrunk or, one in four, overdone; for tokens, which have no values
             between the signs, the right tokens in another order.
         partly: A part of the code replaced by one value, as when a number is cut or padded.
-        floats: Values anywhere between the signs.
+        floats: Values anywhere between the signs; for tokens, which have none, the right number
+            with one token exchanged, every token for every other in turn.
         found: Values that attacks found, once there are some.
+        watched: Near misses that were refused least when all were tried, once they were.
     """
 
     absent: float = 0.08
@@ -53,6 +56,7 @@ class Mix:
     partly: float = 0.06
     floats: float = 0.06
     found: float = 0.05
+    watched: float = 0.10
 
 
 class Negatives:
@@ -80,7 +84,8 @@ class Negatives:
         self.mix, self.generator = mix, generator
         self.others = others
         self.found: Tensor | None = None
-        self._next = 0
+        self.watched: Tensor | None = None
+        self._next = self._turn = 0
 
     def batch(self, batch: batches.Tree, progress: float) -> batches.Tree:
         """Return the batch, wrongly presented row by row.
@@ -94,7 +99,8 @@ class Negatives:
         given = self.entry.enter(inputs, self.values(count, progress).to(inputs.device))
         bound = self.mix.absent
         given = _where(draw < bound, self._fit(self.entry.absent(inputs), given), given)
-        away = (draw >= bound) & (draw < bound + self.mix.elsewhere)
+        share = self.mix.elsewhere * (2 if isinstance(self.entry, Tokens) else 1)
+        away = (draw >= bound) & (draw < bound + share)
         if bool(away.any()):
             given = _where(away, self._elsewhere(inputs), given)
         return with_inputs(batch, given)
@@ -102,23 +108,44 @@ class Negatives:
     def _elsewhere(self, inputs: Tensor) -> Tensor:
         """Return the inputs as a random number would present them, at its own places."""
         if isinstance(self.entry, Tokens):
-            return self._misplaced(inputs, self.entry.length)
+            return self._misplaced(inputs, self.entry)
         raw = torch.randint(0, 256, (16,), generator=self.generator).tolist()
         code = code_of(bytes(raw), self.entry.bits)
         other = entry_of(self.layout, bytes(raw))
         return other.enter(inputs, code.to(inputs.device).expand(len(inputs), -1))
 
-    def _misplaced(self, inputs: Tensor, length: int) -> Tensor:
-        """Return the inputs with the right tokens, but late, early, or with some of them twice."""
+    def _misplaced(self, inputs: Tensor, entry: Tokens) -> Tensor:
+        """Return the inputs with the right tokens moved, cut, partly repeated or padded."""
         code = self.code.to(inputs.device).expand(len(inputs), -1)
-        right = self.entry.enter(inputs, code)
-        by, way = (
-            int(torch.randint(most, (1,), generator=self.generator).item()) for most in (length, 3)
+        right, length = entry.enter(inputs, code), entry.length
+        number, text = right[:, :length], right[:, length:]
+        by, way, far = (
+            int(torch.randint(most, (1,), generator=self.generator).item())
+            for most in (length, 6, 2)
         )
+        by = 1 + by * far  # one token more or less, every other time
         if way < 2:
-            return right.roll((by + 1) * (1 - 2 * way), dims=1)
-        more = torch.cat([right[:, :length], right[:, : by + 1], right[:, length:]], 1)
-        return more[:, : right.shape[1]]
+            return right.roll(by * (1 - 2 * way), dims=1)
+        words = (len(inputs), by)
+        other = torch.randint(1 << entry.width, words, generator=self.generator)
+        strange = entry.first + other.to(inputs.device)
+        parts = (
+            [number[:, : length - by], text],
+            [number, number[:, :by], text],
+            [number, strange, text],
+            [strange, number, text],
+        )
+        return self._fit(torch.cat(parts[way - 2], 1), right)[:, : right.shape[1]]
+
+    def _exchanged(self, count: int, entry: Tokens) -> Tensor:
+        """Return the right signs with one token exchanged for another, all of them in turn."""
+        others = (1 << entry.width) - 1
+        turn = (torch.arange(count) + self._turn) % (entry.length * others)
+        self._turn += count
+        flips = 1.0 - 2.0 * ((1 + turn // entry.length)[:, None] >> torch.arange(entry.width) & 1)
+        made = self.code.repeat(count, 1).view(count, entry.length, entry.width)
+        made[torch.arange(count), turn % entry.length] *= flips
+        return made.flatten(1)
 
     def _reordered(self, made: Tensor, entry: Tokens) -> Tensor:
         """Return signs, as tokens count them; the right ones of another strength in a new order."""
@@ -169,11 +196,13 @@ class Negatives:
         cut = torch.where(rank < until, level.expand(-1, bits), made)
         made[partly] = cut[partly]
         floats = kind.take(mix.floats)
-        made[floats] = 2 * torch.rand(int(floats.sum()), bits, generator=generator) - 1
-        found = kind.take(mix.found)
-        if self.found is not None and len(self.found):
-            pick = torch.randint(0, len(self.found), (int(found.sum()),), generator=generator)
-            made[found] = self.found[pick]
+        if isinstance(self.entry, Tokens):
+            made[floats] = self._exchanged(int(floats.sum()), self.entry)
+        else:
+            made[floats] = 2 * torch.rand(int(floats.sum()), bits, generator=generator) - 1
+        self._pooled(made, kind.take(mix.found), self.found)
+        if self.watched is not None:
+            self._pooled(made, kind.take(mix.watched), self.watched)
         far = random_codes(count, bits, generator)
         if self.others is not None and len(self.others):
             pick = torch.randint(0, len(self.others), (count,), generator=generator)
@@ -185,6 +214,25 @@ class Negatives:
         same = (made == self.code).all(1)
         made[same] *= -1
         return made
+
+    def _pooled(self, made: Tensor, chosen: Tensor, pool: Tensor | None) -> None:
+        """Put values from a pool into the chosen rows, in place, if there is one."""
+        if pool is not None and len(pool):
+            count = int(chosen.sum())
+            made[chosen] = pool[torch.randint(0, len(pool), (count,), generator=self.generator)]
+
+    def near(self) -> Tensor:
+        """Return all codes with two wrong bits; for tokens, those with another token as well."""
+        pairs = torch.combinations(torch.arange(len(self.code)))
+        made = self.code * torch.ones(len(pairs), len(self.code)).scatter_(1, pairs, -1.0)
+        if isinstance(self.entry, Tokens):
+            count = self.entry.length * ((1 << self.entry.width) - 1)
+            made = torch.cat([made, self._exchanged(count, self.entry)])
+        return made
+
+    def watch(self, values: Tensor) -> None:
+        """Train on these, besides all others, until others are named."""
+        self.watched = values
 
     def add(self, values: Tensor) -> None:
         """Refuse from now on what an attack found, unless it is as good as the code itself."""

@@ -83,7 +83,7 @@ class Tracer:
     customers: int = 100
     colluders: int = 3
     length: int = 0
-    margin: float = 2.0
+    margin: float = 1.5
     carrier: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
