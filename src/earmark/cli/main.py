@@ -18,6 +18,7 @@ from earmark.errors import EarmarkError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run the whole journey on real data, in a few minutes."),
     "protect": ("protect", "Train your model with a mark and register it before release."),
+    "stamp": ("stamp", "Put a mark into finished weights, without data, code or training."),
     "register": ("register", "Record further files of a protected model in the ledger."),
     "verify": ("verify", "Say whether a suspect carries your mark, and with what certainty."),
     "attack": ("attack", "Attack a marked model and measure what is left of the mark."),

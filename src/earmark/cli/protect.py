@@ -174,13 +174,18 @@ def _lines(
         "Train longer, mark more strongly (mtlsign: raise share and weight), or, where the task "
         "has few samples, keep fewer of them (mtlsign: lower triggers)."
     )
+    return lines + strength(verdict, better)
+
+
+def strength(verdict: Verdict, better: str) -> list[str]:
+    """Return a warning where a mark is too weak to release, with what would be better."""
     if verdict.outcome is not Outcome.SHOWN:
         text = f"verify would not show this mark: it asks for {verdict.threshold:g} bits. {better}"
-        lines.append(line("DO NOT RELEASE", text))
-    elif verdict.bits < _WANTED:
+        return [line("DO NOT RELEASE", text)]
+    if verdict.bits < _WANTED:
         text = f"so few bits leave little to survive a theft; {_WANTED} are wanted. {better}"
-        lines.append(line("warning", text))
-    return lines
+        return [line("warning", text)]
+    return []
 
 
 def _way_on(registration: Registration, seed: int, checkpoint: Path | None) -> str:

@@ -20,6 +20,7 @@ from earmark.vault import Registration, Vault
 
 if TYPE_CHECKING:
     from earmark.hosts.access import Host
+    from earmark.keys.secret import Key
     from earmark.schemes.base import Scheme
 
 
@@ -86,6 +87,8 @@ def command(
     key = vault.key(registration.id, word)
     asked = policy.Policy.at(level)
     service = None
+    more: list[str] = []
+    read: dict[str, Json] = {}
     if is_address(suspect):
         service = Service.open(
             suspect, key, vault, adapter=adapter, budget=budget, transcript=transcript
@@ -102,11 +105,12 @@ def command(
         nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
         found = scheme.measure(host, key, nonce=nonce)
         found = dataclasses.replace(found, nonce=found.nonce or nonce)
+        more, read = read_back(scheme, host, key, found)
     evidence = charged(found, registration, suspects, keys=vault.keys_tried())
     verdict = policy.judge(evidence, asked)
     exact = getattr(registry.load("scheme", key.layout.scheme), "exact_null", True)
     lines = verdict_lines(verdict, evidence, exact=exact)
-    lines += service.lines() if service else []
+    lines += service.lines() if service else more
     lines.append(line("claim", f"key {registration.id}, ledger #{registration.receipt.index}"))
     if not quiet:
         lines.append(line("says not", verdict.limits[0 if verdict.outcome is Outcome.SHOWN else 2]))
@@ -115,6 +119,7 @@ def command(
         "key": registration.id,
         "evidence": evidence.to_json(),
         "verdict": verdict.to_json(),
+        **read,
     }
     if dossier is not None:
         from earmark.cli.report import write_claim
@@ -141,6 +146,34 @@ def charged(
     """Return evidence with its commitment named and the numbers of suspects and keys charged."""
     tried = dataclasses.replace(evidence.tried, suspects=suspects, keys=keys)
     return dataclasses.replace(evidence, commitment=registration.commitment.commitment, tried=tried)
+
+
+def read_back(
+    scheme: Scheme, host: Host, key: Key, evidence: Evidence
+) -> tuple[list[str], dict[str, Json]]:
+    """Say where the mark is still alive, and what it says, for schemes that can tell.
+
+    Returns:
+        Lines, and the same for JSON.
+    """
+    lines: list[str] = []
+    read: dict[str, Json] = {}
+    layers = evidence.details.get("layers")
+    if isinstance(layers, dict) and layers:
+        counts = {name: (row["hits"], row["trials"]) for name, row in layers.items()}
+        whole = sum(hits == trials for hits, trials in counts.values())
+        weakest = min(counts, key=lambda name: counts[name][0] / counts[name][1])
+        text = f"every bit right in {whole} of {len(counts)} tensors"
+        if whole < len(counts):
+            text += f"; weakest: {weakest}, {counts[weakest][0]} of {counts[weakest][1]}"
+        lines.append(line("where", text))
+    if key.layout.params.get("payload") and hasattr(scheme, "read_payload"):
+        found = scheme.read_payload(host, key)
+        said = found.message.hex() if found.ok else "not to be read; its checksum does not fit"
+        wrong = f"  ({found.corrected} of {key.layout.message_bits} bits wrong)" if found.ok else ""
+        lines.append(line("payload", said + wrong))
+        read["payload"] = found.message.hex() if found.ok else None
+    return lines, read
 
 
 def open_suspect(suspect: str, scheme: Scheme, task_path: Path | None) -> Host:

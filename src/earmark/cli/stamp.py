@@ -1,0 +1,100 @@
+"""`earmark stamp`: commit, bind, put a mark into finished weights, self-check, register."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from earmark import files, policy, registry
+from earmark.cli import options
+from earmark.cli.output import Bars, emit, line
+from earmark.cli.protect import commit, open_vault, strength
+from earmark.codec import Json
+from earmark.errors import UsageError
+
+if TYPE_CHECKING:
+    from earmark.schemes.deepwater import DeepWater
+
+
+@click.command(
+    "stamp", epilog="Example:  earmark stamp model.safetensors -o release --owner 'Acme Research'"
+)
+@click.argument("weights", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="A new folder."
+)
+@options.settings_option
+@click.option(
+    "--community",
+    "community_path",
+    type=click.Path(path_type=Path),
+    help="Bind the key to this community's log instead of your own ledger.",
+)
+@click.option("--owner", default="", help="Your name, for a vault that is made now.")
+@options.vault_option
+@options.passphrase_option
+@options.quiet_option
+@options.json_option
+def command(
+    *,
+    weights: Path,
+    folder: Path,
+    settings: tuple[str, ...],
+    community_path: Path | None,
+    owner: str,
+    vault_path: Path,
+    passphrase_file: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Put a mark into finished weights and register it: no data, no code, no training.
+
+    WEIGHTS is a safetensors file, a folder of them or their index, of any size; tensors are
+    read and written one by one. The mark is Deep Water, and --set gives its settings:
+    margin=8 for a stronger mark than the unseen one, payload=c0ffee for an identifier that is
+    read back. The files keep their names; other files (configuration, tokenizer) are yours to
+    copy.
+    """
+    from earmark.hosts.files import FilesHost
+    from earmark.schemes.deepwater import stamp_files
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"Output '{folder}' is there already.", expected="A new or empty folder.")
+    scheme: DeepWater = registry.scheme("deepwater", **options.parse_settings(settings))
+    source = FilesHost(weights)
+    new = scheme.new_key(source)
+    bars = Bars(quiet=quiet or as_json)
+    vault = open_vault(vault_path, owner, passphrase_file, bars)
+    word = options.passphrase(passphrase_file)
+    key, registration = commit(vault, new, word, folder.name, community_path)
+    bars.note(f"key {registration.id}: committed")
+    stamp_files(scheme, weights, folder, key, events=bars)
+    written = sorted(folder.glob("*.safetensors"))
+    digests = {path.name: files.file_digest(path) for path in written}
+    registration = vault.release(registration, digests)
+    evidence = scheme.measure(FilesHost(folder), key)
+    verdict = policy.judge(evidence)
+    suspect = written[0] if len(written) == 1 else folder
+    lines = [
+        line("scheme", f"{key.layout.scheme}  ({len(key.layout.carrier)} tensors)"),
+        line("key", f"{registration.id}  (sealed in your vault; back it up now)"),
+        line("self-check", f"{evidence.hits} of {evidence.trials} bits: {verdict.bits:.1f} bits"),
+        line(
+            "ledger",
+            f"#{registration.receipt.index} commitment;  "
+            f"#{registration.release_receipts[-1].index} release",
+        ),
+        *strength(verdict, "Stamp more strongly: --set margin=8, or smaller weights_per_bit."),
+        f"{folder} written.   Next: earmark verify {suspect}",
+    ]
+    named: Json = dict(digests)
+    payload: dict[str, Json] = {
+        "key": registration.id,
+        "evidence": evidence.to_json(),
+        "verdict": verdict.to_json(),
+        "files": named,
+        "release": str(folder),
+    }
+    return emit("stamp", lines, payload, as_json=as_json)
