@@ -307,7 +307,8 @@ class Vault:
         found = [
             item
             for item in self.registrations()
-            if item.commitment.commitment.startswith(name) and (name or item.opening.layout.scheme != "tracing")
+            if item.commitment.commitment.startswith(name)
+            and (name or item.opening.layout.scheme != "tracing")
         ]
         if len(found) != 1:
             known = ", ".join(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +12,6 @@ from earmark.cli.output import Bars, emit, line
 from earmark.cli.protect import commit, open_vault, strength
 from earmark.codec import Json
 from earmark.errors import UsageError
-
-if TYPE_CHECKING:
-    from earmark.schemes.deepwater import DeepWater
 
 
 @click.command(
@@ -58,11 +54,12 @@ def command(
     copy.
     """
     from earmark.hosts.files import FilesHost
-    from earmark.schemes.deepwater import stamp_files
+    from earmark.schemes.deepwater import DeepWater, stamp_files
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"Output '{folder}' is there already.", expected="A new or empty folder.")
-    scheme: DeepWater = registry.scheme("deepwater", **options.parse_settings(settings))
+    scheme = registry.scheme("deepwater", **options.parse_settings(settings))
+    assert isinstance(scheme, DeepWater)
     source = FilesHost(weights)
     new = scheme.new_key(source)
     bars = Bars(quiet=quiet or as_json)
