@@ -308,8 +308,6 @@ def tuned(cell: Cell) -> None:
         }
         if name == "black":
             del battery["R13 fine-tune, dummies"]  # dummies change no answer
-            if cell.network != "mlp" and cell.seed > 1:
-                del battery["R2 fine-tune 5e-3 x20"]  # nothing is left of them
         cell.attacked(name, scheme, key, marked, battery.items())
 
 
@@ -477,16 +475,20 @@ def overhead(cell: Cell) -> None:
 def inputs(cell: Cell) -> None:
     """Inputs of black-box keys: what they cost, how they last, how well filters find them."""
     white: dict[str, Any] = {"smooth": 0.0, "contrast": 1.0}
+    before: dict[str, Any] = {"share": 1.0, "portion": 100, "every": 16, "weight": 0.5}
+    before["noise"] = 0.1
     own = settings(cell, "black")
     variants: dict[str, dict[str, Any]] = {
         "samples": {"grain": 0.0},
         "blends": {"grain": 0.0, "blend": 0.5},
         "rough grain .5": white | {"grain": 0.5},
-        "rough grain .8 (the default before)": white | {"grain": 0.8},
+        "rough grain .8": white | {"grain": 0.8},
         "smooth grain .6, contrast 1": {"grain": 0.6, "contrast": 1.0},
         "smooth grain .7 (default)": {},
         "smooth grain .8": {"grain": 0.8},
-        "default, no weight noise": {"noise": 0.0},
+        "default, all at once (the default before)": before,
+        "default, all at once, among data": before | {"share": 0.2},
+        "default, weight noise .1": {"noise": 0.1},
         "default, cross-entropy": {"plain": True},
         "default, margin 8": {"margin": 8.0},
     }

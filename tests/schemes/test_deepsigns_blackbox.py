@@ -38,7 +38,7 @@ from earmark.schemes.embedding import embed
 from earmark.testing import tiny_task
 from earmark.training import train
 
-SCHEME = DeepSignsBlackBox(count=60, every=1, margin=4.0)
+SCHEME = DeepSignsBlackBox(count=60, every=1, portion=60, weight=0.5, margin=4.0)
 
 
 def samples(task, count=256):

@@ -45,7 +45,7 @@ from earmark.keys.stream import KeyStream, public_stream
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes import groups
 from earmark.schemes.base import Mark, Scheme
-from earmark.schemes.groups import blended, quiet
+from earmark.schemes.groups import blended
 from earmark.stats import BettingEValue, log2_binomial_tail
 
 
@@ -66,8 +66,11 @@ class DeepSignsBlackBox(Scheme):
         weight: Weight of the mark's term.
         margin: Lead in scores that the drawn answer is to have.
         noise: Size of random changes to the weights while the answers are taught, relative to
-            each tensor's spread; makes them survive fine-tuning and pruning.
+            each tensor's spread.
         every: Apply the term in every so-manieth step only, to save time.
+        portion: Inputs taught in one such step, in turn.
+        share: Share of the key's inputs in the statistics by which batch norms see them; the rest
+            is the task's batch.
         shards: Shards of the key.
         step: Inputs asked between two looks at the evidence.
         stop_bits: Stop asking once the evidence, net of every look at it, reaches so many bits;
@@ -106,25 +109,27 @@ class DeepSignsBlackBox(Scheme):
     grain: float = 0.7
     smooth: float = 1.0
     contrast: float = 0.5
-    weight: float = 0.5
+    weight: float = 0.25
     margin: float = 4.0
-    noise: float = 0.1
-    every: int = 16
+    noise: float = 0.0
+    every: int = 4
+    portion: int = 25
+    share: float = 0.2
     shards: int = 4
     step: int = 10
     stop_bits: float = 0.0
     plain: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("count", "every", "shards", "step"):
+        for name in ("count", "every", "portion", "shards", "step"):
             if getattr(self, name) < 1:
                 raise UsageError(f"Setting {name} is {getattr(self, name)}; at least 1.")
         if self.count % self.shards:
             raise UsageError(f"{self.count} inputs do not fall into {self.shards} equal shards.")
         if not 0 <= self.blend <= 0.5 or self.noise < 0 or self.grain < 0 or not self.weight > 0:
             raise UsageError("Settings blend (0 to 0.5), grain, noise or weight are out of range.")
-        if not 0 < self.contrast <= 1 or self.smooth < 0:
-            raise UsageError("Settings contrast (above 0, to 1) or smooth are out of range.")
+        if not 0 < self.contrast <= 1 or self.smooth < 0 or not 0 <= self.share <= 1:
+            raise UsageError("Settings contrast (above 0, to 1), smooth or share are out of range.")
         if self.classes == 1 or self.classes < 0:
             raise UsageError(f"{self.classes} classes leave nothing to answer.")
 
@@ -196,7 +201,9 @@ class DeepSignsBlackBox(Scheme):
         @contextmanager
         def attached() -> Iterator[AnswerMark]:
             seed = key.child("deepsigns-blackbox/noise").shard(0).stream("seed").integer(1 << 62)
-            yield AnswerMark(model, inputs, answers, self, forward, seed)
+            mark = AnswerMark(model, inputs, answers, self, forward, seed)
+            with mark.norms.watching():
+                yield mark
 
         return attached()
 
@@ -382,17 +389,23 @@ class AnswerMark(Mark):
         self.scheme, self.seed = scheme, seed
         self.run = _Run(model, forward)
         self.step = 0
+        self.norms = groups.TaskNorms(model, scheme.share, self.due)
+
+    def due(self) -> bool:
+        """Return whether the next step teaches inputs."""
+        return self.step % self.scheme.every == 0
 
     def loss(self) -> Tensor:
         """Return the weighted mean of softplus(margin - lead); zero in the steps skipped."""
-        due = self.step % self.scheme.every == 0
+        due, device = self.due(), next(self.model.parameters()).device
+        chosen = self._portion()
         self.step += 1
-        device = next(self.model.parameters()).device
         if not due:
             return torch.zeros((), device=device)
-        inputs = batches.transform(self.inputs, lambda tensor: tensor.to(device))
-        answers = self.answers.to(device)
-        with quiet(self.model):
+        taken = batches.take(self.inputs, chosen)
+        inputs = batches.transform(taken, lambda tensor: tensor.to(device))
+        answers = self.answers[chosen].to(device)
+        with self.norms.showing():
             output = torch.func.functional_call(self.run, self._noisy(), (inputs,))
         scores = getattr(output, "logits", output).float()
         own = scores.gather(1, answers[:, None])[:, 0]
@@ -400,6 +413,12 @@ class AnswerMark(Mark):
         if self.scheme.plain:
             return self.scheme.weight * functional.cross_entropy(scores, answers)
         return self.scheme.weight * functional.softplus(self.scheme.margin - own + rival).mean()
+
+    def _portion(self) -> Tensor:
+        """Return the places of the inputs whose turn it is."""
+        total = len(self.answers)
+        size = min(self.scheme.portion, total)
+        return (self.step // self.scheme.every * size + torch.arange(size)) % total
 
     def _noisy(self) -> dict[str, Tensor]:
         """Return the weights with noise in proportion to each tensor's spread."""
