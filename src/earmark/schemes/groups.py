@@ -223,9 +223,9 @@ class TaskNorms:
                 del norm.forward
 
     def _watch(self, norm: nn.Module, given: tuple[Tensor, ...]) -> None:
-        """Keep the statistics of every fourth sample, with their gradient."""
+        """Keep the statistics of the task's batch, with their gradient."""
         if norm.training and not self._shown and self._due() and torch.is_grad_enabled():
-            self._seen[norm] = _moments(given[0][::4])
+            self._seen[norm] = _moments(given[0])
 
     def _mixed(self, norm: Any, moments: tuple[Tensor, Tensor], given: Tensor) -> Tensor:
         (mean, var), (own, spread) = moments, _moments(given)
