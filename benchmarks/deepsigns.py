@@ -12,6 +12,7 @@ is not made again, and trained models are kept in a folder::
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -457,14 +458,15 @@ def overhead(cell: Cell) -> None:
             spent = {}
             for with_mark in (False, True):
                 model = copy.deepcopy(cell.base)
-                with scheme.attach(model, key, forward=cell.task.forward) as mark:
+                attached = scheme.attach(model, key, forward=cell.task.forward)
+                with attached if with_mark else contextlib.nullcontext() as mark:
                     started = time.process_time()
                     train(
                         cell.task,
                         seed=0,
                         recipe=Recipe.of(cell.task.recipe, epochs=1),
                         model=model,
-                        mark=mark if with_mark else None,
+                        mark=mark,
                         data=lambda _epoch, held=stretch: held,  # type: ignore[misc]
                     )
                     spent[with_mark] = time.process_time() - started

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from earmark.schemes.groups import TaskNorms, quiet
+from earmark.schemes.groups import TaskNorms, _moments, quiet
 
 
 @pytest.fixture
@@ -84,3 +84,14 @@ def test_showing_leaves_statistics_and_modes_alone(network, data, odd):
 def inner_out(network, odd):
     with quiet(network):
         return network[:5](odd)
+
+
+def test_moments_have_the_gradient_of_mean_and_variance(data):
+    values = (data[:6] + 1).double().requires_grad_()
+    mean, var = _moments(values)
+    true_var, true_mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+    assert torch.allclose(mean.double(), true_mean, atol=1e-5)
+    assert torch.allclose(var.double(), true_var, atol=1e-5)
+    found = torch.autograd.grad((2 * mean + 3 * var).sum(), values)[0]
+    expected = torch.autograd.grad((2 * true_mean + 3 * true_var).sum(), values)[0]
+    assert torch.allclose(found, expected, atol=1e-6)
