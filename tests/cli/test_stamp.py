@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from earmark.hosts.files import FilesHost, write_tensors
+from earmark.attacks.base import Budget
+from earmark.attacks.obfuscate import Permute
+from earmark.bench import zoo
+from earmark.hosts.files import FilesHost, save_release, write_tensors
+from earmark.hosts.suspects import load_suspect
+from earmark.task import load_task
 from earmark.vault import Vault
 
 
@@ -80,3 +86,37 @@ def test_bad_input_leaves_nothing_behind(earmark, weights, tmp_path):
     assert not vault.exists()
     assert not (tmp_path / "new").exists()
     assert [item.name for item in full.iterdir()] == ["notes.txt"]
+
+
+def test_reordered_neurons_are_brought_back_by_the_weights_before(earmark, tmp_path):
+    task = tmp_path / "task.py"
+    task.write_text(
+        "import torch\n"
+        "from earmark.bench import zoo\n"
+        "def model(): return zoo.SmallCnn((1, 8, 8), 10, width=16, hidden=64)\n"
+        "def loss(network, batch): return network(batch[0]).square().mean()\n"
+        "def batches(split, seed=0): return [(torch.zeros(2, 1, 8, 8),)]\n"
+        "def evaluate(network): return 10.0\n"
+    )
+    torch.manual_seed(3)
+    plain, thief = tmp_path / "plain.safetensors", tmp_path / "thief.safetensors"
+    save_release(zoo.SmallCnn((1, 8, 8), 10, width=16, hidden=64), plain)
+    common = ["--vault", tmp_path / "vault"]
+    settings = ["--set", "margin=8", "--set", "payload=c0ffee", "--set", "weights_per_bit=256"]
+    code, _, err = earmark("stamp", plain, "-o", tmp_path / "r", "--owner", "A", *common, *settings)
+    assert code == 0, err
+    marked = load_suspect(load_task(task).model(), tmp_path / "r" / plain.name)
+    save_release(Permute().run(marked, Budget(load_task(task)), seed=1), thief)
+    code, _, _ = earmark("verify", thief, *common)
+    assert code in (1, 3)
+    more = ["--task", task, "--reference", plain]
+    code, out, _ = earmark("verify", thief, *common, *more)
+    assert code == 0
+    assert "2 forms (charged)" in out
+    assert "c0ffee" in out
+    assert "aligned to 'plain.safetensors'" in out
+    code, _, _ = earmark("verify", plain, *common, *more)
+    assert code in (1, 3)
+    code, _, err = earmark("verify", thief, *common, "--reference", plain)
+    assert code == 2
+    assert "--task" in err

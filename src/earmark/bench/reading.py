@@ -9,6 +9,7 @@ or not the second one was needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,13 @@ from earmark.policy import Policy, judge
 from earmark.records import Evidence
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from earmark.bench.subjects import Ground
     from earmark.hosts.access import Host
     from earmark.hosts.module import ModuleHost
+    from earmark.keys.secret import Key
+    from earmark.schemes.base import Scheme
 
 FORMS = 2
 
@@ -35,24 +40,53 @@ def read(ground: Ground, suspect: ModuleHost, *, policy: Policy | None = None) -
     Raises:
         EarmarkError: Neither form could be read; the error is that of the reading in place.
     """
-    if not _aligns(ground):
-        return ground.scheme.measure(suspect, ground.key)
+
+    def bring_back() -> Host:
+        first = ground.task.host(_first(ground))
+        return aligned(ground.scheme, ground.key, suspect, first, ground.model)
+
+    return read_twice(ground.scheme, ground.key, suspect, bring_back, policy=policy)[0]
+
+
+def read_twice(
+    scheme: Scheme,
+    key: Key,
+    suspect: Host,
+    bring_back: Callable[[], Host],
+    *,
+    policy: Policy | None = None,
+) -> tuple[Evidence, Host]:
+    """Return the best evidence in place and, if that does not suffice, aligned; and what was read.
+
+    Args:
+        scheme: The scheme; one that cannot align is read in place.
+        key: The key.
+        suspect: The model under test.
+        bring_back: Returns the suspect aligned.
+        policy: Evidence in place that suffices for it ends the search.
+
+    Raises:
+        EarmarkError: Neither form could be read; the error is that of the reading in place.
+    """
+    if not aligns(scheme):
+        return scheme.measure(suspect, key), suspect
     asked = policy or Policy()
     problem: EarmarkError | None = None
-    found: list[Evidence] = []
+    found: list[tuple[Evidence, Host]] = []
     try:
-        found.append(_charged(ground.scheme.measure(suspect, ground.key)))
+        found.append((_charged(scheme.measure(suspect, key)), suspect))
     except EarmarkError as error:
         problem = error
-    if not found or judge(found[0], asked).bits < asked.bits:
+    if not found or judge(found[0][0], asked).bits < asked.bits:
         try:
-            found.append(_charged(ground.scheme.measure(_aligned(ground, suspect), ground.key)))
+            moved = bring_back()
+            found.append((_charged(scheme.measure(moved, key)), moved))
         except EarmarkError as error:
             problem = problem or error
     if not found:
         assert problem is not None
         raise problem
-    return max(found, key=lambda item: judge(item, asked).bits)
+    return max(found, key=lambda item: judge(item[0], asked).bits)
 
 
 def _charged(evidence: Evidence) -> Evidence:
@@ -61,18 +95,31 @@ def _charged(evidence: Evidence) -> Evidence:
     return replace(evidence, tried=replace(tried, forms=forms))
 
 
-def _aligns(ground: Ground) -> bool:
-    return hasattr(ground.scheme, "aligned") or hasattr(ground.scheme, "align")
+def aligns(scheme: Scheme) -> bool:
+    """Tell whether a scheme can bring a suspect's neurons back to a known order."""
+    return hasattr(scheme, "aligned") or hasattr(scheme, "align")
 
 
-def _aligned(ground: Ground, suspect: ModuleHost) -> Host:
-    """Return the suspect aligned the scheme's own way."""
-    scheme = ground.scheme
+def aligned(scheme: Scheme, key: Key, suspect: Host, first: Host, model: nn.Module) -> Host:
+    """Return a suspect aligned the scheme's own way.
+
+    Args:
+        scheme: One that :func:`aligns`.
+        key: The key.
+        suspect: The model under test.
+        first: What it is aligned to.
+        model: Any network of that architecture.
+    """
     if hasattr(scheme, "aligned"):
         from earmark.hosts.graph import channels
 
-        first = ground.task.host(ground.start or ground.model)
-        made: Host = scheme.aligned(suspect, first, ground.key, channels(ground.model))
+        made: Host = scheme.aligned(suspect, first, key, channels(model))
     else:
-        made = scheme.align(suspect, ground.task.host(ground.model), ground.key)  # type: ignore[attr-defined]
+        made = scheme.align(suspect, first, key)  # type: ignore[attr-defined]
     return made
+
+
+def _first(ground: Ground) -> nn.Module:
+    """Return what suspects are aligned to: for Deep Water the start, where it is known."""
+    start = ground.start if hasattr(ground.scheme, "aligned") else None
+    return start or ground.model
