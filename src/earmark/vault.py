@@ -10,6 +10,7 @@
       keys/<id>.json        what was registered for the key, with receipts
       keys/<id>.binding     the part of a community's log that the key is bound to, if it is
       inputs/<digest>.safetensors    inputs of keys, stored once
+      starts/<id>.safetensors        networks before their training, which Deep Water aligns to
       transcripts/<name>.jsonl       what remote suspects were asked and answered
 
 Nothing here is needed to check a claim: what a stranger needs is in the dossier.

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from earmark.attacks.base import Budget
+from earmark.attacks.obfuscate import Permute
 from earmark.bench import zoo
 from earmark.hosts.files import save_release
+from earmark.hosts.suspects import load_suspect
+from earmark.task import load_task
 from earmark.vault import Vault
 
 
@@ -305,3 +309,22 @@ def test_weights_alone_make_a_dossier_and_every_key_is_charged(desk, earmark, tm
         seen.append(code)
         assert earmark("report", folder)[0] == 0
     assert 0 in seen
+
+
+def test_the_network_before_its_training_is_kept_where_alignment_wants_it(
+    desk, earmark, tmp_path
+) -> None:
+    vault, out = tmp_path / "vault", tmp_path / "r.safetensors"
+    common = ["--vault", vault, "--task", desk.task]
+    code, printed, err = earmark(
+        "protect", desk.task, "--vault", vault, "--scheme", "deepwater", "--epochs", "2",
+        "--owner", "Test", "--quiet", "-o", out, "--set", "weights_per_bit=256",
+    )  # fmt: skip
+    assert code == 0, err
+    (start,) = (vault / "starts").glob("*.safetensors")
+    assert str(start) in printed
+    task, thief = load_task(desk.task), tmp_path / "thief.safetensors"
+    moved = Permute().run(load_suspect(task.model(), out), Budget(task), seed=1)
+    save_release(moved, thief)
+    assert earmark("verify", thief, *common)[0] in (1, 3)
+    assert earmark("verify", thief, *common, "--reference", start)[0] == 0

@@ -124,6 +124,7 @@ def command(
     else:
         key, registration = commit(vault, new, word, output.name, community_path)
     bars.note(f"key {registration.id}: committed, seed {drawn}")
+    kept = keep_start(task, scheme, key, vault.path / "starts" / registration.id, start, drawn)
     from earmark.hosts.files import save_release
 
     try:
@@ -140,6 +141,7 @@ def command(
     utility = task.evaluate(trained.model)
     lines = _lines(key, registration, evidence, verdict, utility)
     lines += [
+        *kept,
         line("seed", str(drawn)),
         f"{output} written.   Next: earmark verify {output} --task {task_path}",
     ]
@@ -226,6 +228,25 @@ def train_marked(
         events=bars,
         label="train with the mark",
     )
+
+
+def keep_start(
+    task: Task, scheme: Scheme, key: Key, place: Path, start: Path | None, seed: int
+) -> list[str]:
+    """Keep the network before its training, if suspects are best aligned to that; say so."""
+    if not hasattr(scheme, "aligned"):
+        return []
+    from earmark.hosts.files import save_release
+    from earmark.hosts.suspects import load_suspect
+    from earmark.schemes.embedding import starting_model
+
+    first = (
+        load_suspect(task.model(), start) if start else starting_model(task, scheme, key, seed=seed)
+    )
+    path = place.with_suffix(".safetensors")
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    save_release(first, path, overwrite=True)
+    return [line("start", f"{path}  (verify's --reference, where neurons were reordered)")]
 
 
 def open_vault(path: Path, owner: str, passphrase_file: Path | None, bars: Bars) -> Vault:
