@@ -220,19 +220,15 @@ def paper() -> str:
             )
     lines += [
         "",
-        "| data | rounds of overwriting | owner's right answers | thief's | accuracy |",
-        "|---|---|---|---|---|",
+        "| data | seeds | rounds of overwriting | owner's right answers | thief's | accuracy |",
+        "|---|---|---|---|---|---|",
     ]
     for (data,), some in _group("overwrite", "data").items():
-        for r in some:
-            steps = zip(
-                [0, *r["overwriting_rounds"]],
-                r["right, owner"],
-                [None, *r["right, thief"]],
-                r["utility"],
-                strict=True,
-            )
-            lines += [f"| {data} | {n} | {own} | {his or '-'} | {u} |" for n, own, his, u in steps]
+        for i, rounds in enumerate([0, *some[0]["overwriting_rounds"]]):
+            own = spread([r["right, owner"][i] for r in some], 0)
+            his = spread([r["right, thief"][i - 1] for r in some], 0) if i else "-"
+            utility = spread([r["utility"][i] for r in some], 2)
+            lines.append(f"| {data} | {len(some)} | {rounds} | {own} | {his} | {utility} |")
     lines += [
         "",
         "| data | head fitted afterwards: right | accepted | refitting judge: hits | bits |",
