@@ -197,11 +197,15 @@ class Shadows:
         made = self._kept(["marked", repr(self.scheme), self.args.force], seed, make)
         return resemble(made, like).eval() if self.args.resemble and like is not None else made
 
-    def _kept(self, about: list[Any], seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    def _path(self, about: list[Any], seed: int, suffix: str) -> Path:
         name = json.dumps([self.task.name, dict(self.task.recipe), self.args.images, about])
         folder = Path(tempfile.gettempdir()) / "earmark-benchmarks"
         folder.mkdir(exist_ok=True)
-        path = folder / f"stealth-{hashlib.sha256(name.encode()).hexdigest()[:16]}-{seed}.pt"
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        return folder / f"stealth-{digest}-{seed}.{suffix}"
+
+    def _kept(self, about: list[Any], seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+        path = self._path(about, seed, "pt")
         if path.exists():
             model = self.task.model()
             model.load_state_dict(torch.load(path, weights_only=True))
@@ -211,6 +215,26 @@ class Shadows:
         torch.save(model.state_dict(), half)
         half.rename(path)
         return model
+
+    def pair(self, seed: int) -> dict[str, Any]:
+        """Return what is seen of a seed's two models, utilities, and the marked one's bits."""
+        args = self.args
+        about = ["pair", repr(self.scheme), args.alike, args.force, args.resemble]
+        path = self._path(about, seed, "json")
+        if path.exists():
+            kept: dict[str, Any] = json.loads(path.read_text())
+            return kept
+        clean = self.alike(seed) if args.alike else self.plain(seed)
+        marked = self.marked(seed)
+        found = {
+            "found": [self.seen(model, seed) for model in (clean, marked)],
+            "utilities": [self.task.evaluate(model) for model in (clean, marked)],
+            "bits": -log2_p(self.scheme.measure(self.task.host(marked), self.key(seed))),
+        }
+        half = path.with_suffix(f".{os.getpid()}")
+        half.write_text(json.dumps(found))
+        half.rename(path)
+        return found
 
     def seen(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Return everything that the attacker looks at."""
@@ -222,24 +246,17 @@ class Shadows:
 def collect(args: argparse.Namespace) -> dict[str, Any]:
     """Train, look, and return statistics, kinds, seeds, utilities and the marked models' bits."""
     shadows = Shadows(args)
-    found, truth, seeds, utilities, bits = [], [], [], [], []
-    for seed in range(args.part, args.shadows, args.parts):
-        clean = shadows.alike(seed) if args.alike else shadows.plain(seed)
-        marked = shadows.marked(seed)
-        for kind, model in enumerate((clean, marked)):
-            found.append(shadows.seen(model, seed))
-            truth.append(kind)
-            seeds.append(seed)
-            utilities.append(shadows.task.evaluate(model))
-        evidence = shadows.scheme.measure(shadows.task.host(marked), shadows.key(seed))
-        bits.append(-log2_p(evidence))
-        print(seed, utilities[-2:], round(bits[-1], 1), flush=True)
+    seeds = list(range(args.part, args.shadows, args.parts))
+    pairs = []
+    for seed in seeds:
+        pairs.append(shadows.pair(seed))
+        print(seed, pairs[-1]["utilities"], round(pairs[-1]["bits"], 1), flush=True)
     return {
-        "found": found,
-        "truth": np.array(truth),
-        "seeds": np.array(seeds),
-        "utilities": utilities,
-        "bits": bits,
+        "found": [one for pair in pairs for one in pair["found"]],
+        "truth": np.tile([0, 1], len(pairs)),
+        "seeds": np.repeat(seeds, 2),
+        "utilities": [one for pair in pairs for one in pair["utilities"]],
+        "bits": [pair["bits"] for pair in pairs],
     }
 
 
