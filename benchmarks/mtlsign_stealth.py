@@ -2,7 +2,7 @@
 
     python benchmarks/mtlsign_stealth.py --shadows 50
     python benchmarks/mtlsign_stealth.py --shadows 50 --alike
-    python benchmarks/mtlsign_stealth.py --shadows 50 --force 3 --resemble
+    python benchmarks/mtlsign_stealth.py --shadows 50 --force 30 --resemble --head head
 
 The attacker knows the scheme and trains shadow models of both kinds, one of each from every seed,
 with a key for each. Tests are scored on models that they never saw, whose seeds they never saw
@@ -195,7 +195,11 @@ class Shadows:
                 return train(self.task, seed=seed, model=model, mark=held).model
 
         made = self._kept(["marked", repr(self.scheme), self.args.force], seed, make)
-        return resemble(made, like).eval() if self.args.resemble and like is not None else made
+        return (
+            resemble(made, like, head=self.args.head).eval()
+            if self.args.resemble and like is not None
+            else made
+        )
 
     def _path(self, about: list[Any], seed: int, suffix: str) -> Path:
         name = json.dumps([self.task.name, dict(self.task.recipe), self.args.images, about])
@@ -219,7 +223,7 @@ class Shadows:
     def pair(self, seed: int) -> dict[str, Any]:
         """Return what is seen of a seed's two models, utilities, and the marked one's bits."""
         args = self.args
-        about = ["pair", repr(self.scheme), args.alike, args.force, args.resemble]
+        about = ["pair", repr(self.scheme), args.alike, args.force, args.resemble, args.head]
         path = self._path(about, seed, "json")
         if path.exists():
             kept: dict[str, Any] = json.loads(path.read_text())
@@ -272,6 +276,7 @@ def main() -> None:
     parser.add_argument("--alike", action="store_true", help="train the others in the same way")
     parser.add_argument("--force", type=float, default=0.0, help="hold weights to a twin's")
     parser.add_argument("--resemble", action="store_true", help="rescale units to a twin's sizes")
+    parser.add_argument("--head", default="", help="last layer, to be rescaled as well")
     parser.add_argument("--part", type=int, default=0, help="train only this part, write no row")
     parser.add_argument("--parts", type=int, default=1)
     args = parser.parse_args()
@@ -301,6 +306,7 @@ def main() -> None:
         "alike": args.alike,
         "force": args.force,
         "resemble": args.resemble,
+        "head": args.head,
     }
     logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     forest = RandomForestClassifier(300, random_state=0)

@@ -145,7 +145,7 @@ def stealth() -> str:
         if row.get("force"):
             settings += f"; held to a twin's weights, force {row['force']:g}"
         if row.get("resemble"):
-            settings += "; rescaled to a twin's sizes"
+            settings += "; rescaled to a twin's sizes" + ", scores too" * bool(row.get("head"))
         tests = [
             f"{row[f'auc_{t}']:.2f} (to {row[f'auc_{t}_interval'][1]:.2f})"
             for t in ("variance", "clusters", "meta_logistic", "meta_forest")

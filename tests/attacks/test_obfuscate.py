@@ -244,6 +244,20 @@ def test_resembling_takes_over_sizes_and_keeps_the_function(name):
     assert not torch.allclose(sizes(model), sizes(like), rtol=0.1)
 
 
+def test_resembling_the_head_too_multiplies_all_scores_by_one_number():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, like = (zoo.SmallCnn(IMAGE[1:], 10).eval() for _ in range(2))
+    with torch.no_grad():
+        model.head.weight.mul_(3.0)
+    dressed = resemble(model, like, head="head")
+    inputs = torch.randn(IMAGE, generator=torch.Generator().manual_seed(2))
+    ratio = dressed(inputs) / model(inputs)
+    assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-3)
+    assert ratio.mean() < 0.7
+    assert torch.allclose(dressed.head.weight.norm(), like.head.weight.norm(), rtol=1e-4)
+
+
 def test_resembling_refuses_another_build():
     with pytest.raises(HostError):
         resemble(zoo.SmallCnn(IMAGE[1:], 10), zoo.SmallCnn(IMAGE[1:], 10, width=8))

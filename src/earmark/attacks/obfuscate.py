@@ -311,7 +311,7 @@ class Obfuscate(Attack):
         return model
 
 
-def resemble(model: nn.Module, like: nn.Module) -> nn.Module:
+def resemble(model: nn.Module, like: nn.Module, *, head: str = "") -> nn.Module:
     """Rescale hidden units until their weights are as large as another network's.
 
     What a unit's incoming weights measure is anybody's choice where the next layer undoes it. Here
@@ -322,9 +322,11 @@ def resemble(model: nn.Module, like: nn.Module) -> nn.Module:
     Args:
         model: The network; it stays as it is.
         like: A network of the same build.
+        head: Name of the last layer, if its size may be taken over too: all scores are then
+            multiplied by one positive number, which changes no answer, only how sure it looks.
 
     Returns:
-        A copy that computes the same function.
+        A copy that computes the same function, but for that number.
 
     Raises:
         HostError: The two networks differ in their hidden units.
@@ -343,6 +345,12 @@ def resemble(model: nn.Module, like: nn.Module) -> nn.Module:
                 factors = torch.ones_like(size)
                 factors[size.argsort()] = wanted.sort().values / size.sort().values.clamp(min=_TINY)
                 units.scale(stage, factors.clamp(min=_TINY))
+    if head:
+        last, other_last = made.get_submodule(head), like.get_submodule(head)
+        factor = _sizes([other_last]).norm() / _sizes([last]).norm().clamp(min=_TINY)
+        with torch.no_grad():
+            for value in last.parameters():
+                value.mul_(factor)
     return made
 
 

@@ -20,6 +20,7 @@ from earmark.hosts.batches import Tree
 from earmark.schemes.base import Mark
 
 _TINY = 1e-12
+_SMALL = 0.1
 
 
 class Likeness(Mark):
@@ -46,7 +47,7 @@ class Likeness(Mark):
     """
 
     def __init__(
-        self, mark: Mark, model: nn.Module, like: nn.Module, *, force: float = 3.0, every: int = 4
+        self, mark: Mark, model: nn.Module, like: nn.Module, *, force: float = 30.0, every: int = 4
     ) -> None:
         ours = {name: value.shape for name, value in model.named_parameters()}
         theirs = {name: value.detach().clone() for name, value in like.named_parameters()}
@@ -102,8 +103,9 @@ def gap(value: Tensor, like: Tensor) -> Tensor:
         value: A parameter of any shape.
         like: One of the same shape.
     """
+    least = _SMALL if value.ndim == 1 else _TINY  # a few small biases must not rule the step
     found = [
-        (mine - his).square().mean() / (his - his.mean()).square().mean().clamp(min=_TINY)
+        (mine - his).square().mean() / his.square().mean().clamp(min=least)
         for mine, his in zip(_law(value), _law(like.to(value.device)), strict=True)
     ]
     return torch.stack(found).mean()
