@@ -7,14 +7,14 @@
 The attacker knows the scheme and trains shadow models of both kinds, one of each from every seed,
 with a key for each. Tests are scored on models that they never saw, whose seeds they never saw
 either: the variance of each layer's weights; how strongly the hidden features of his own samples
-fall into two clusters within a class; and classifiers on many statistics of weights, features,
-norms, biases and answers. An AUC of 0.5 is a guess; a test that is wrong more often than right is
-turned round. With --alike the models without the mark are trained in the same way, with triggers
-that ride and samples that are settled, but nothing is marked: what is then told apart is the mark,
-not the way of training. With --force the marked models are held to the weights of unmarked twins
-that the attacker has not got, and with --resemble they are rescaled to those twins' sizes. Models
-and what is found in them are kept in the folder for temporary files; run it again, or several
-times at once with --part, and it goes on.
+fall into two clusters within a class; and classifiers on many statistics of weights and features,
+and on these with norms, biases and answers. An AUC of 0.5 is a guess; a test that is wrong more
+often than right is turned round. With --alike the models without the mark are trained in the same
+way, with triggers that ride and samples that are settled, but nothing is marked: what is then told
+apart is the mark, not the way of training. With --force the marked models are held to the weights
+of unmarked twins that the attacker has not got, and with --resemble they are rescaled to those
+twins' sizes. Models and what is found in them are kept in the folder for temporary files; run it
+again, or several times at once with --part, and it goes on.
 """
 
 from __future__ import annotations
@@ -129,6 +129,12 @@ def answer_statistics(model: nn.Module, pool: Any) -> dict[str, float]:
     return found
 
 
+def answer_statistics_of(found: dict[str, float]) -> list[str]:
+    """Return the names that :func:`answer_statistics` gave."""
+    starts = ("mean ", "deviation ", "sure", "scores", "margins")
+    return [name for name in found if name.startswith(starts)]
+
+
 def interval(truth: Array, scores: Array) -> tuple[float, list[float]]:
     """Return an AUC, turned round if under one half, and its 95 % bootstrap interval."""
     if roc_auc_score(truth, scores) < 0.5:
@@ -220,11 +226,15 @@ class Shadows:
         half.rename(path)
         return model
 
+    def pair_path(self, seed: int) -> Path:
+        """Return where what is seen of a seed's pair is kept."""
+        args = self.args
+        how = [args.alike, args.force, args.resemble, args.head]
+        return self._path(["pair", repr(self.scheme), *how], seed, "json")
+
     def pair(self, seed: int) -> dict[str, Any]:
         """Return what is seen of a seed's two models, utilities, and the marked one's bits."""
-        args = self.args
-        about = ["pair", repr(self.scheme), args.alike, args.force, args.resemble, args.head]
-        path = self._path(about, seed, "json")
+        args, path = self.args, self.pair_path(seed)
         if path.exists():
             kept: dict[str, Any] = json.loads(path.read_text())
             return kept
@@ -251,6 +261,8 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
     """Train, look, and return statistics, kinds, seeds, utilities and the marked models' bits."""
     shadows = Shadows(args)
     seeds = list(range(args.part, args.shadows, args.parts))
+    if args.kept:
+        seeds = [seed for seed in seeds if shadows.pair_path(seed).exists()]
     pairs = []
     for seed in seeds:
         pairs.append(shadows.pair(seed))
@@ -279,6 +291,7 @@ def main() -> None:
     parser.add_argument("--head", default="", help="last layer, to be rescaled as well")
     parser.add_argument("--part", type=int, default=0, help="train only this part, write no row")
     parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--kept", action="store_true", help="judge what is kept, train nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -288,6 +301,7 @@ def main() -> None:
         return
     found, truth, seeds = all_of["found"], all_of["truth"], all_of["seeds"]
     names = list(found[0])
+    usual = [n for n in names if n not in answer_statistics_of(found[0])]
     data = np.array([[one[name] for name in names] for one in found])
     row: dict[str, Any] = {
         "scheme": "mtlsign",
@@ -297,12 +311,13 @@ def main() -> None:
         "data": args.data,
         "images": args.images,
         "epochs": args.epochs,
-        "shadows": 2 * args.shadows,
+        "shadows": len(truth),
         "utility_clean": round(float(np.mean(all_of["utilities"][0::2])), 2),
         "utility_marked": round(float(np.mean(all_of["utilities"][1::2])), 2),
         "bits_least": round(min(all_of["bits"]), 1),
         "bits_median": round(float(np.median(all_of["bits"])), 1),
-        "statistics": len(names),
+        "statistics": len(usual),
+        "everything": len(names),
         "alike": args.alike,
         "force": args.force,
         "resemble": args.resemble,
@@ -313,8 +328,10 @@ def main() -> None:
     tests = {
         "variance": ([n for n in names if n.startswith("variance")], logistic),
         "clusters": ([n for n in names if n.startswith("clusters")], logistic),
-        "meta logistic": (names, logistic),
-        "meta forest": (names, forest),
+        "meta logistic": (usual, logistic),
+        "meta forest": (usual, forest),
+        "everything logistic": (names, logistic),
+        "everything forest": (names, forest),
     }
     for test, (some, judge) in tests.items():
         chosen = [names.index(name) for name in some]

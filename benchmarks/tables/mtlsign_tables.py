@@ -136,8 +136,9 @@ def stealth() -> str:
     """Return the table of detection tests."""
     lines = [
         "| network | settings | models without the mark | models | statistics | accuracy clean / "
-        "marked | bits, worst / median | weight variance | clusters | logistic | forest |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "marked | bits, worst / median | weight variance | clusters | logistic | forest | "
+        "with norms, biases and answers |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows_of("mtlsign_stealth"):
         settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
@@ -150,12 +151,14 @@ def stealth() -> str:
             f"{row[f'auc_{t}']:.2f} (to {row[f'auc_{t}_interval'][1]:.2f})"
             for t in ("variance", "clusters", "meta_logistic", "meta_forest")
         ]
+        more = [row.get(f"auc_everything_{judge}") for judge in ("logistic", "forest")]
+        both = " / ".join(f"{auc:.2f}" for auc in more if auc is not None) or "-"
         bits = f"{row['bits_least']:.0f} / {row['bits_median']:.0f}" if "bits_least" in row else "-"
         lines.append(
             f"| {row['network']}, {row['data']} | {settings} | "
             f"{'trained alike' if row.get('alike') else 'plain'} | {row['shadows']} | "
             f"{row['statistics']} | {row['utility_clean']:.2f} / {row['utility_marked']:.2f} | "
-            f"{bits} | {' | '.join(tests)} |"
+            f"{bits} | {' | '.join(tests)} | {both} |"
         )
     return "\n".join(lines)
 
