@@ -68,7 +68,7 @@ def test_a_leaks_page_that_names_nobody_says_that_it_cannot_be_told():
 def test_two_colluders_are_both_in_the_sentence_and_names_are_escaped():
     pair = [Suspicion(who, 1, 50.0, named=True) for who in ("<b>acme", "bolt")]
     html = leak_page(leak(*pair))
-    assert "the copy of <bdi>&lt;b&gt;acme</bdi>, <bdi>bolt</bdi>.</h1>" in html
+    assert "the copies of <bdi>&lt;b&gt;acme</bdi>, <bdi>bolt</bdi>.</h1>" in html
 
 
 @pytest.mark.parametrize(("bits", "named"), [(19.9, True), (20.0, False)])

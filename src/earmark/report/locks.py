@@ -9,7 +9,7 @@ from earmark import __version__
 from earmark.errors import UsageError
 from earmark.report import parts
 from earmark.report.markup import Markup, join, name, tag
-from earmark.report.numbers import fixed, number
+from earmark.report.numbers import chance, fixed, number
 
 NOT_BY_A_LOCK = (
     "A customer can always wrap his copy so that it presents his number by itself, or distil it "
@@ -152,7 +152,7 @@ def leak_page(content: Leak) -> str:
             [
                 str(item.license),
                 fixed(item.bits, 1),
-                parts.outcome_cell("shown", "Named") if item.named else "no",
+                tag("b", "yes") if item.named else "no",
             ],
         )
         for item in content.ranking
@@ -162,7 +162,7 @@ def leak_page(content: Leak) -> str:
             "Asked for",
             f"{number(content.threshold)} bits, net of {content.customers:,} customers and "
             f"{content.forms:,} forms of the suspect: some innocent is named with a probability "
-            f"of at most 2^-{number(content.threshold)}.",
+            f"of at most {chance(content.threshold)}.",
         ),
         ("Read", f"{content.read:,} of {content.length:,} bits of the code"),
     ]
@@ -184,7 +184,8 @@ def _sentence(suspect: str, named: Sequence[str]) -> Markup:
     if not named:
         return join("It cannot be told from whose copy ", name(suspect), " was made.")
     people = join(*(join(", " if i else "", name(item)) for i, item in enumerate(named)))
-    return join(name(suspect), " was made from the copy of ", people, ".")
+    copies = "copy" if len(named) == 1 else "copies"
+    return join(name(suspect), f" was made from the {copies} of ", people, ".")
 
 
 def _page(kind: str, about: str, created: str, *inner: object) -> str:
