@@ -50,7 +50,7 @@ class Dsn(Lock):
         deny: Weight of the refusal.
         rounds: How often attacks search for numbers during training; what they find is refused.
         scans: How often all near misses are tried during training; those refused least are trained
-            more. By default 16 for tokens and columns and none for pixels; convolutions gain by it.
+            more. By default 16 for tokens and columns, and none for pixels.
         mix: Shares of wrong numbers.
 
     Raises:
