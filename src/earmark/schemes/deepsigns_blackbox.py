@@ -84,7 +84,7 @@ class DeepSignsBlackBox(Scheme):
         Rouhani, Chen and Koushanfar 2019 (ASPLOS), the output layer. Changed: the inputs are
         data under grain instead of noise; the answers are drawn after the inputs are committed
         and none is dropped afterwards, so that the law of the hits is exact; answers are taught
-        with a margin under weight noise, in the manner of Bansal et al. 2022.
+        with a margin and, if wished, under weight noise in the manner of Bansal et al. 2022.
 
     Example:
         >>> from earmark.bench.zoo import tiny_hosts
