@@ -337,9 +337,8 @@ def run(args: argparse.Namespace) -> None:
                     model = attack.run(cell.marked[0], cell.budget, seed=seed)
                     write(args.rows, cell.row(name, model, time.process_time() - start))
                 except Exception as error:  # noqa: BLE001 - a failure is a row too
-                    write(
-                        base | {"attack": name, "error": f"{type(error).__name__}: {error}"[:300]}
-                    )
+                    failed = {"attack": name, "error": f"{type(error).__name__}: {error}"[:300]}
+                    write(args.rows, base | failed)
 
 
 def cost(args: argparse.Namespace) -> None:
