@@ -111,7 +111,7 @@ def column(form: str, data: str = "fashion-mnist") -> Callable[[], str]:
                 cell([row for row in found if (row["item"], row["network"]) == (item, network)])
                 for network in NETWORKS
             ]
-            asked = "" if item == "marked" else ASKED[item][form.startswith("black")]
+            asked = "" if item == "marked" else ASKED[item][form == "black"]
             if set(cells) != {"-"}:
                 body.append([item, asked, *cells])
         return lines(["attack", "asked", *NETWORKS], body)
@@ -277,7 +277,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "deepsigns-fidelity": fidelity,
     "deepsigns-white": column("white"),
     "deepsigns-black": column("black"),
-    "deepsigns-black-before": column("black before"),
     "deepsigns-white-mnist": column("white", "mnist"),
     "deepsigns-black-mnist": column("black", "mnist"),
     "deepsigns-white-cifar": column("white", "cifar10"),

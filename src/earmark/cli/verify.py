@@ -189,11 +189,7 @@ def realigned(
     found, read = read_twice(
         scheme, key, suspect, lambda: aligned(scheme, key, suspect, first, model), policy=asked
     )
-    note = (
-        f"Read in place and, where that was too little, aligned to '{reference.name}'. "
-        "Weights that were trained with the mark favour the claim a little: see the scheme's "
-        "documentation."
-    )
+    note = f"Read in place and, where that was too little, aligned to '{reference.name}'."
     return dataclasses.replace(found, notes=(*found.notes, note)), read
 
 

@@ -49,6 +49,11 @@ from earmark.schemes.groups import quiet
 PROBES = 8  # sets of blends on which units are matched
 _LEVELS = 16  # steps of the soft reading's weights
 
+_MATCHED = (
+    "Units were matched to a reference. The chance is exact if that is the model before it was "
+    "marked; matching to the release can favour the claim by a tenth of the bits."
+)
+
 
 @dataclass(frozen=True)
 class DeepSigns(Scheme):
@@ -203,13 +208,14 @@ class DeepSigns(Scheme):
 
         Units are matched by how they answer blends of the key's inputs, after the directions of
         the groups' means, in which the mark lies, were taken out of both models' answers. Without
-        that an innocent suspect is bent towards the mark and looks guilty; with it the order
-        found knows of the bits at second order only, and hits of innocent models were measured to
-        be fair. It is no theorem: where it matters, rest the claim on the reading in place.
+        that an innocent suspect is bent towards the mark and looks guilty. With it the hits of
+        innocent models were measured to be fair on dense networks and small convolutional ones,
+        and to favour the claim by a tenth of the bits on a wide residual one. Give the model
+        as it was before it was marked, and the chance is exact on all: it knows no bit.
 
         Args:
             suspect: The model under test; it may be wider or narrower.
-            released: The model as it was released.
+            released: The model as it was released, or before it was marked.
             key: The key, or the part of it that a claim reveals.
 
         Raises:
@@ -248,6 +254,7 @@ class DeepSigns(Scheme):
             nonce=nonce,
             shards=tuple(shard.index for shard in key.shards),
             queries=batches.size(plan.inputs),
+            notes=(_MATCHED,) if isinstance(suspect, AlignedHost) else (),
             weights=tuple(int(weight) for weight in weights) if weights.any() else (),
             score=score if weights.any() else None,
             details={
