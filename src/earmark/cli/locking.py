@@ -13,7 +13,7 @@ from earmark import files, registry
 from earmark.cli import options
 from earmark.cli.output import Bars, emit, line
 from earmark.codec import Json
-from earmark.errors import HostError, KeyLayoutError, UsageError
+from earmark.errors import HostError, KeyLayoutError
 from earmark.records import now
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ def command(
     from earmark.hosts.suspects import load_suspect
     from earmark.locks.parent import Parent
     from earmark.report.locks import Locked, locked_page
+    from earmark.report.page import write_page
     from earmark.task import load_task
 
-    _require_free(output, report, force=force)
+    options.require_free(output, report, force=force)
     task, lock = load_task(task_path), registry.lock(lock_name, **options.parse_settings(settings))
     layout, serial = lock.layout(task), secrets.token_bytes(16)
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
@@ -88,7 +89,7 @@ def command(
     if report is not None:
         bits = layout.message_bits
         page = Locked(output.name, lock_name, now(), bits, before, right, absent)
-        files.write_bytes(report, locked_page(page).encode(), overwrite=force)
+        write_page(report, locked_page(page), overwrite=force)
     lines = [
         line(
             "utility", f"{before:.2f} unlocked, {right:.2f} with the number, {absent:.2f} without"
@@ -105,18 +106,6 @@ def command(
         "layout": layout.to_json(),
     }
     return emit("license", lines, payload, as_json=as_json)
-
-
-def _require_free(*outputs: Path | None, force: bool) -> None:
-    """Fail now rather than after the training."""
-    for output in outputs:
-        if output is None:
-            continue
-        if output.exists() and not force:
-            raise UsageError(
-                f"Output '{output}' exists already.", hint="Pass --force to replace it."
-            )
-        files.require_writable(output)
 
 
 def fitting(issuer: Issuer, parent: Parent, customer: str, model: str, number: int) -> Offer:

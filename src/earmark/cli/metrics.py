@@ -10,7 +10,6 @@ import click
 from earmark import files, registry
 from earmark.cli import options
 from earmark.cli.output import Bars, emit
-from earmark.errors import UsageError
 
 if TYPE_CHECKING:
     from earmark.attacks.base import Attack
@@ -86,8 +85,7 @@ def command(
     from earmark.metrics import measure_requirements
     from earmark.task import load_task
 
-    if output is not None and output.exists() and not force:
-        raise UsageError(f"Output '{output}' exists already.", hint="Pass --force to replace it.")
+    options.require_free(output, force=force)
     scheme = registry.scheme(scheme_name, **options.parse_settings(settings))
     named = dict(map(_attack, attacks))
     task = load_task(task_path)

@@ -42,6 +42,18 @@ def vault_option(function: F) -> F:
     )(function)
 
 
+def new_key_options(function: F) -> F:
+    """Add ``--community`` and ``--owner``, for commands that make a key."""
+    owner = click.option("--owner", default="", help="Your name, for a vault that is made now.")
+    community = click.option(
+        "--community",
+        "community_path",
+        type=click.Path(path_type=Path),
+        help="Bind the key to this community's log instead of your own ledger.",
+    )
+    return community(owner(function))
+
+
 def passphrase_option(function: F) -> F:
     """Add ``--passphrase-file``."""
     return click.option(
@@ -122,3 +134,20 @@ def parse_settings(items: tuple[str, ...]) -> Mapping[str, Any]:  # Any: plain v
         except ValueError:
             made[name.replace("-", "_")] = value
     return made
+
+
+def require_free(*outputs: Path | None, force: bool) -> None:
+    """Refuse outputs that exist or could not be written, before long work is done for them.
+
+    Raises:
+        UsageError: One exists and may not be replaced, or is a folder.
+        OutputError: The folder of one is missing or not writable.
+    """
+    for output in outputs:
+        if output is None:
+            continue
+        if output.exists() and not force:
+            raise UsageError(
+                f"Output '{output}' exists already.", hint="Pass --force to replace it."
+            )
+        files.require_writable(output)

@@ -59,13 +59,7 @@ _LONG = 12
     default="",
     help="Embed this key of the vault, to go on after an interruption, instead of a new one.",
 )
-@click.option(
-    "--community",
-    "community_path",
-    type=click.Path(path_type=Path),
-    help="Bind the key to this community's log instead of your own ledger.",
-)
-@click.option("--owner", default="", help="Your name, for a vault that is made now.")
+@options.new_key_options
 @options.vault_option
 @options.passphrase_option
 @click.option("--force", is_flag=True, help="Overwrite the output.")
@@ -104,9 +98,7 @@ def command(
             f"Output '{output}' does not end in .safetensors, which is what is written.",
             hint=f"Name it '{output.with_suffix('.safetensors')}'.",
         )
-    if output.exists() and not force:
-        raise UsageError(f"Output '{output}' exists already.", hint="Pass --force to replace it.")
-    files.require_writable(output)  # fails now rather than after the training
+    options.require_free(output, force=force)
     task = load_task(task_path)
     scheme = registry.scheme(scheme_name, **options.parse_settings(settings))
     bars = Bars(quiet=quiet or as_json)

@@ -22,13 +22,7 @@ from earmark.errors import UsageError
     "-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="A new folder."
 )
 @options.settings_option
-@click.option(
-    "--community",
-    "community_path",
-    type=click.Path(path_type=Path),
-    help="Bind the key to this community's log instead of your own ledger.",
-)
-@click.option("--owner", default="", help="Your name, for a vault that is made now.")
+@options.new_key_options
 @options.vault_option
 @options.passphrase_option
 @options.quiet_option

@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 TWIN = 0.9
 """Cosine beyond which an unmatched neuron counts as a copy of a matched one."""
 
+_MATCHED = (
+    "Neurons were matched to a reference without the carrier. The chance is exact if that is the "
+    "network before its training, or a stamped one, and was fixed before the key's beacon."
+)
+
 MOST_JOINED = 64
 """A layer that was split into two is at most so many times as large as the two together."""
 
@@ -76,7 +81,7 @@ def align(suspect: Host, reference: Host, channels: Channels, *, sweeps: int = 3
         work.build(),
         digest=suspect.digest(),
         forms=2,
-        notes=("Neurons were matched to the committed reference, its carrier projected out.",),
+        notes=(_MATCHED,),
     )
 
 

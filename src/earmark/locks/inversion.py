@@ -193,15 +193,13 @@ def evolve(
 
     The first start is the middle, where no bit is set; each further one is a random place.
     """
-    ends = [
-        _evolved(target, steps, seed + 7919 * i, population, rate, apart=i > 0)
-        for i in range(restarts)
-    ]
-    return _best(
-        target,
-        torch.cat([torch.stack(ends), torch.stack(ends).sign()]),
-        (steps * population * restarts),
+    ends = torch.stack(
+        [
+            _evolved(target, steps, seed + 7919 * i, population, rate, apart=i > 0)
+            for i in range(restarts)
+        ]
     )
+    return _best(target, torch.cat([ends, ends.sign()]), steps * population * restarts)
 
 
 def _evolved(
