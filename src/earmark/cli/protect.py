@@ -318,7 +318,21 @@ def fresh_key(task: Task, scheme: Scheme, bars: Bars) -> Key:
         if held < wanted:
             bars.note(
                 f"The task has {held:,} training samples; {scheme.name} would choose the key's "
-                f"inputs among {wanted:,} with these settings. Ask for fewer of them if the mark "
-                "turns out weak."
+                f"inputs among {wanted:,} with these settings. {_fewer(scheme, held)}"
             )
     return scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
+
+
+def _fewer(scheme: Scheme, held: int) -> str:
+    """Say what to ask for where the samples are few, in the words of the command line."""
+    from earmark.schemes.mtlsign import MtlSign
+
+    least = 256
+    if not isinstance(scheme, MtlSign) or held < 2 * least:
+        return "Ask for fewer of them if the mark turns out weak."
+    kept = max(least, 1 << (2 * held // 5).bit_length() - 1)
+    return (
+        "If the mark turns out weak, add  "
+        f"--set triggers={kept} --set share=0.25 --set weight=0.5 --force  to keep fewer and mark "
+        "more strongly."
+    )
