@@ -11,6 +11,7 @@ cells are not run again.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
@@ -384,9 +385,22 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def cell(kind: str, seed: int) -> None:
+def made(kind: str, epochs: int) -> Task:
+    """Return a kind's task, with as many epochs as wanted, or its own number at 0."""
+    task = KINDS[kind]()
+    recipe = dict(task.recipe) | ({"epochs": epochs} if epochs else {})
+    return dataclasses.replace(task, recipe=recipe)
+
+
+def identity(row: dict[str, Any]) -> str:
+    """Return what names a cell; the first rows lack a setting that was not there yet."""
+    settings = SETTINGS | row["settings"]
+    return json.dumps([row["network"], row["seed"], row["epochs"], settings], sort_keys=True)
+
+
+def cell(kind: str, seed: int, task: Task, settings: dict[str, Any]) -> None:
     """Train twin and marked model, attack, and write rows."""
-    task, scheme = KINDS[kind](), MtlSign(**SETTINGS)
+    scheme = MtlSign(**settings)
     base = {"scheme": "mtlsign", "network": kind, "data": task.name, "seed": seed}
     start = time.process_time()
     twin = train(task, seed=seed).model
@@ -416,7 +430,7 @@ def cell(kind: str, seed: int) -> None:
     for attack, net in cases.items():
         evidence = scheme.measure(task.host(net), key)
         row = base | {
-            "settings": SETTINGS,
+            "settings": settings,
             "epochs": task.recipe["epochs"],
             "attack": attack,
             "utility": round(task.evaluate(net), 2),
@@ -434,15 +448,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
     parser.add_argument("--seeds", type=seeds, default=seeds("0-4"))
+    parser.add_argument("--epochs", type=int, default=0, help="instead of each kind's own number")
+    parser.add_argument("--scheme", type=json.loads, default={}, help="other settings, JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
     np.seterr(all="warn")
-    done = {json.dumps([row["network"], row["seed"]]) for row in read(ROWS)}
+    settings = SETTINGS | args.scheme
+    done = {identity(row) for row in read(ROWS)}
     for seed in args.seeds:
         for kind in args.kinds:
-            if json.dumps([kind, seed]) not in done:
+            task = made(kind, args.epochs)
+            about = {"network": kind, "seed": seed, "epochs": task.recipe["epochs"]}
+            if identity(about | {"settings": settings}) not in done:
                 print(kind)
-                cell(kind, seed)
+                cell(kind, seed, task, settings)
 
 
 if __name__ == "__main__":
