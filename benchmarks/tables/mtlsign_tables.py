@@ -88,7 +88,7 @@ def attacks() -> str:
     for row in rows:
         groups.setdefault(_label(row), []).append(row)
     parts = []
-    for label, some in sorted(groups.items(), key=lambda item: -len(item[1])):
+    for label, some in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         parts += [f"**{label}**", "", *_attacks(some), ""]
     return "\n".join(parts).rstrip() or "Not measured yet."
 
@@ -165,24 +165,26 @@ def stealth() -> str:
 
 def kinds() -> str:
     """Return the table of kinds of network."""
-    rows = rows_of("mtlsign_kinds")
+    groups: dict[tuple[str, int], list[dict]] = {}
+    for row in rows_of("mtlsign_kinds"):
+        groups.setdefault((row["network"], row["epochs"]), []).append(row)
     lines = [
-        "| kind | seeds | utility without the mark | with it | bits | fine-tuned | pruned 65 % | "
-        "unmarked |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kind | epochs | seeds | utility without the mark | with it | bits | fine-tuned | "
+        "pruned 65 % | unmarked |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for kind in dict.fromkeys(row["network"] for row in rows):
-        some = [row for row in rows if row["network"] == kind]
+    for (kind, epochs), some in sorted(groups.items()):
         marked = [row for row in some if row["attack"] == "none"]
+        utilities = [
+            spread([row[name] for row in marked], 2) for name in ("utility_twin", "utility")
+        ]
         by_attack = [
             [row["bits"] for row in some if row["attack"] == attack]
             for attack in ("none", "finetune", "prune-65", "twin")
         ]
         bits = [spread(values, 0) if values else "-" for values in by_attack]
-        lines.append(
-            f"| {kind} | {len(marked)} | {spread([r['utility_twin'] for r in marked], 2)} | "
-            f"{spread([r['utility'] for r in marked], 2)} | {' | '.join(bits)} |"
-        )
+        cells = [kind, str(epochs), str(len(marked)), *utilities, *bits]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
