@@ -48,7 +48,7 @@ from earmark.schemes.base import Scheme
 from earmark.schemes.deepsigns import DeepSigns, Plan
 from earmark.schemes.deepsigns_blackbox import DeepSignsBlackBox, drawn
 from earmark.schemes.deepsigns_blackbox_paper import DeepSignsBlackBoxPaper
-from earmark.schemes.embedding import candidates, embed
+from earmark.schemes.embedding import candidates, embed, starting_model
 from earmark.stats import log2_binomial_tail
 from earmark.task import Task
 from earmark.training import Recipe, train
@@ -167,15 +167,15 @@ class Cell:
         scheme: Scheme,
         model: nn.Module,
         key: Key,
-        released: nn.Module | None = None,
+        reference: nn.Module | None = None,
         *,
         whole: bool = False,
     ) -> dict[str, Any]:
-        """Evidence and utility of a model, aligned to the released one if that is given."""
+        """Evidence and utility of a model, aligned to a reference if that is given."""
         host: Host = self.task.host(model)
-        aligned = released is not None and isinstance(scheme, DeepSigns)
+        aligned = reference is not None and isinstance(scheme, DeepSigns)
         if aligned:
-            host = scheme.align(host, self.task.host(released), key)
+            host = scheme.align(host, self.task.host(reference), key)
         evidence = scheme.measure(host, key)
         return {
             "accuracy": (self.task.evaluate if whole else self.quick)(model),
@@ -193,8 +193,12 @@ class Cell:
         key: Key,
         marked: nn.Module,
         battery: Iterable[tuple[str, Attack]],
+        start: nn.Module | None = None,
     ) -> None:
-        """Attack a marked model; rows carry bits, error rate, utility and weight correlation."""
+        """Attack a marked model; rows carry bits, error rate, utility and weight correlation.
+
+        What was moved is aligned to the model before it was marked: the start, or else the base.
+        """
         budget = Budget(self.task, data_fraction=0.5, knowledge=Knowledge.SCHEME)
         for name, attack in battery:
             if (part, name) in self.done:
@@ -203,7 +207,7 @@ class Cell:
             try:
                 broken = attack.run(marked, budget, seed=self.seed)
                 moved = name.startswith(("R10", "R11", "R12", "R13", "R14"))
-                found = self.evidence(scheme, broken, key, marked if moved else None)
+                found = self.evidence(scheme, broken, key, (start or self.base) if moved else None)
                 found["correlation"] = correlation(marked, broken)
             except (EarmarkError, RuntimeError, ValueError) as error:
                 found = {"failed": f"{type(error).__name__}: {error}"[:200]}
@@ -333,6 +337,28 @@ def long(cell: Cell) -> None:
         cell.attacked(name, scheme, key, marked_with(cell, name, scheme, key), battery.items())
 
 
+def scratch(cell: Cell) -> None:
+    """Marked from the first step on, and aligned to the network before its training."""
+    scheme = forms(cell)["white"]
+    key, seed = cell.key(scheme), cell.seed + 80
+    recipe = Recipe.of(cell.task.recipe, epochs=cell.args.base_epochs + cell.args.epochs)
+    marked = cell.model(
+        "scratch", lambda: embed(cell.task, scheme, key, seed=seed, recipe=recipe).model
+    )
+    if ("scratch", "marked") not in cell.done:
+        cell.row("scratch", "marked", **cell.evidence(scheme, marked, key, whole=True))
+    near = Dummies(kind="active", width=0.1)
+    adam = {"optimizer": "adamw", "schedule": "constant"}
+    battery: dict[str, Attack] = {
+        "R10 permute, scale": Chain((Permute(), Scale())),
+        "R11 dummies .1": Obfuscate(),
+        "R12 noise before the rest": Chain((near, Noise(), Obfuscate())),
+        "R13 fine-tune, dummies": Chain((FineTune(lr=1e-3, epochs=10, **adam), Obfuscate())),
+    }
+    start = starting_model(cell.task, scheme, key, seed=seed)
+    cell.attacked("scratch", scheme, key, marked, battery.items(), start)
+
+
 def capacity(cell: Cell) -> None:
     """Accuracy and error rate against the number of bits, and after pruning and fine-tuning."""
     battery = {"prune .8": Prune(share=0.8), "fine-tune": FineTune(lr=cell.lr / 5, epochs=3)}
@@ -378,7 +404,7 @@ def overwrite(cell: Cell) -> None:
 
 
 def integrity(cell: Cell) -> None:
-    """2,000 keys on marked and unmarked models, and innocent models aligned to the marked one."""
+    """2,000 keys on marked and unmarked models, and innocent models aligned to the base."""
     name, scheme = "white", forms(cell)["white"]
     key = cell.key(scheme)
     marked = marked_with(cell, name, scheme, key)
@@ -399,7 +425,7 @@ def integrity(cell: Cell) -> None:
     }
     bare = Plan.of(key)
     for label, model in {"marked": marked, "unmarked": cell.base, **innocents}.items():
-        if label.startswith("wider"):
+        if label.startswith("wider") or ("integrity", label) in cell.done:
             continue
         features = cell.task.host(model).features(bare.inputs, bare.names)
         counts = []
@@ -409,8 +435,8 @@ def integrity(cell: Cell) -> None:
         counted(cell, label, counts, len(bare.tap))
     for kind in ("same", "wider"):
         models = [model for label, model in innocents.items() if label.startswith(kind)]
-        counts = [cell.evidence(scheme, model, key, marked)["hits"] for model in models]
-        counted(cell, f"aligned to the marked, {kind} topology", counts, len(bare.tap))
+        counts = [cell.evidence(scheme, model, key, cell.base)["hits"] for model in models]
+        counted(cell, f"aligned to the unmarked, {kind} topology", counts, len(bare.tap))
     black_integrity(cell, innocents)
 
 
@@ -420,6 +446,8 @@ def black_integrity(cell: Cell, innocents: dict[str, nn.Module]) -> None:
     key = cell.key(scheme)
     marked = marked_with(cell, "black", scheme, key)
     for label, model in {"marked": marked, "unmarked": cell.base, **innocents}.items():
+        if ("integrity", f"answers, {label}") in cell.done:
+            continue
         given = torch.from_numpy(cell.task.host(model).labels(key.inputs))
         counts = []
         for i in range(2000 if label in ("marked", "unmarked") else 400):
@@ -598,6 +626,7 @@ PARTS: dict[str, Callable[[Cell], None]] = {
     "core": core,
     "tuned": tuned,
     "long": long,
+    "scratch": scratch,
     "capacity": capacity,
     "overwrite": overwrite,
     "integrity": integrity,

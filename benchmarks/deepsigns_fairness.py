@@ -1,10 +1,11 @@
-"""Measure whether aligning an innocent model to a marked one shows it bits of the mark.
+"""Measure whether aligning an innocent model shows it bits of the mark.
 
-The units of a suspect are matched to those of the released model, which knows the bits. What that
-tells an innocent model can be seen only over many marks: for one key the readings of innocent
-models are alike, so each key counts once. The first key is that of `deepsigns.py`; every further
-one is embedded into the cell's base model in a shorter training. Innocent models are the bases of
-the other seeds::
+The units of a suspect are matched to those of the model before it was marked, which knows no bit;
+beside it, to those of the released model, which knows them all, and which `align` refuses for that.
+What matching tells an innocent model can be seen only over many marks: for one key the readings of
+innocent models are alike, so each key counts once. The first key is that of `deepsigns.py`; every
+further one is embedded into the cell's base model in a shorter training. Innocent models are the
+bases of the other seeds::
 
     python benchmarks/deepsigns.py --networks small-cnn --seeds 0-4 --parts fidelity
     python benchmarks/deepsigns_fairness.py --networks small-cnn --seeds 0-4 --keys 5
@@ -22,29 +23,33 @@ from torch import nn
 
 from deepsigns import Cell, forms, marked_with
 from earmark.keys.secret import Key
-from earmark.schemes.deepsigns import DeepSigns
+from earmark.schemes.deepsigns import DeepSigns, Plan
+from earmark.schemes.deepsigns_units import AlignedHost
 from earmark.schemes.embedding import embed
 
 
 def measure(cell: Cell) -> None:
     """One row a key: hits of every innocent model, aligned and in place, and of the marked one."""
+    part = "fairness base"
     scheme = cast("DeepSigns", forms(cell)["white"])
     others = [Cell(cell.args, cell.network, seed).base for seed in range(5) if seed != cell.seed]
     for label in range(cell.args.keys):
         name = f"key {label}"
-        if ("fairness", name) in cell.done:
+        if (part, name) in cell.done:
             continue
         key = cell.key(scheme, label)
         marked = short(cell, scheme, key) if label else marked_with(cell, "white", scheme, key)
         released = cell.task.host(marked)
-        found: dict[str, list[int]] = {"aligned": [], "placed": []}
+        found: dict[str, list[int]] = {"aligned": [], "released": [], "placed": []}
         for model in others:
             host = cell.task.host(model)
-            aligned = scheme.align(host, released, key)
+            aligned = scheme.align(host, cell.task.host(cell.base), key)
+            bent = AlignedHost(host, released, Plan.of(key))
             found["aligned"].append(scheme.measure(aligned, key).hits)
+            found["released"].append(scheme.measure(bent, key).hits)
             found["placed"].append(scheme.measure(host, key).hits)
         own = scheme.measure(released, key)
-        cell.row("fairness", name, **found, hits=own.hits, trials=own.trials)
+        cell.row(part, name, **found, hits=own.hits, trials=own.trials)
 
 
 def short(cell: Cell, scheme: DeepSigns, key: Key) -> nn.Module:

@@ -89,7 +89,7 @@ def fidelity() -> str:
     return lines(head, body)
 
 
-def column(form: str, data: str = "fashion-mnist") -> Callable[[], str]:
+def column(form: str, data: str = "fashion-mnist", part: str = "") -> Callable[[], str]:
     """One column of the battery: evidence, error rate, utility and weight correlation."""
 
     def cell(some: list[Row]) -> str:
@@ -104,7 +104,7 @@ def column(form: str, data: str = "fashion-mnist") -> Callable[[], str]:
         )
 
     def make() -> str:
-        found = [row for row in rows(form) if row["data"] == data]
+        found = [row for row in rows(part or form) if row["data"] == data]
         body = []
         for item in ("marked", *ASKED):
             cells = [
@@ -185,14 +185,19 @@ def integrity() -> str:
 
 
 def fairness() -> str:
-    """Hits of innocent models, aligned to the marked one and in place, over many keys."""
-    found = rows("fairness")
+    """Hits of innocent models, in place, aligned and matched to the release, over many keys."""
+    readings = (
+        ("fairness base", "placed", "in place"),
+        ("fairness base", "aligned", "aligned to the network before its mark"),
+        ("fairness base", "released", "refused: to the release, by weights"),
+        ("fairness", "aligned", "refused: to the release, by answers"),
+    )
     body = []
     for network in NETWORKS:
-        own = [row for row in found if row["network"] == network]
-        if not own:
-            continue
-        for name, what in (("placed", "in place"), ("aligned", "aligned")):
+        for part, name, what in readings:
+            own = [row for row in rows(part) if row["network"] == network]
+            if not own:
+                continue
             means = [statistics.mean(row[name]) for row in own]
             error = statistics.stdev(means) / len(means) ** 0.5
             body.append(
@@ -276,6 +281,7 @@ def overhead() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "deepsigns-fidelity": fidelity,
     "deepsigns-white": column("white"),
+    "deepsigns-scratch": column("white", part="scratch"),
     "deepsigns-black": column("black"),
     "deepsigns-white-mnist": column("white", "mnist"),
     "deepsigns-black-mnist": column("black", "mnist"),

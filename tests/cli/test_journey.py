@@ -329,3 +329,23 @@ def test_the_network_before_its_training_is_kept_where_alignment_wants_it(
     save_release(moved, thief)
     assert earmark("verify", thief, *common)[0] in (1, 3)
     assert earmark("verify", thief, *common, "--reference", start)[0] == 0
+
+
+def test_deepsigns_is_read_after_alignment_to_its_start_and_not_to_its_release(
+    desk, earmark, tmp_path
+) -> None:
+    vault, out = tmp_path / "vault", tmp_path / "r.safetensors"
+    common = ["--vault", vault, "--task", desk.task]
+    code, _, err = earmark(
+        "protect", desk.task, "--vault", vault, "--scheme", "deepsigns", "--epochs", "4",
+        "--owner", "Test", "--quiet", "-o", out, "--set", "bits=128", "--set", "every=2",
+    )  # fmt: skip
+    assert code == 0, err
+    (start,) = (vault / "starts").glob("*.safetensors")
+    task, thief = load_task(desk.task), tmp_path / "thief.safetensors"
+    save_release(Permute().run(load_suspect(task.model(), out), Budget(task), seed=1), thief)
+    assert earmark("verify", thief, *common)[0] in (1, 3)
+    assert earmark("verify", thief, *common, "--reference", start)[0] == 0
+    code, _, err = earmark("verify", thief, *common, "--reference", out)
+    assert code == 2
+    assert "bears the mark" in err

@@ -16,7 +16,7 @@ from earmark.attacks.prune import PruneChannels
 from earmark.attacks.refactor import Factor
 from earmark.bench.zoo import ResNet, SmallCnn, TinyTransformer, image_task
 from earmark.errors import HostError
-from earmark.hosts.align import align, balance
+from earmark.hosts.align import align, balance, orders
 from earmark.hosts.arrays import ArrayHost
 from earmark.hosts.graph import channels
 from earmark.hosts.module import ModuleHost
@@ -210,6 +210,40 @@ def test_branches_concatenation_gates_and_odd_activations():
     assert SCHEME.measure(ModuleHost(stolen), key).hits < key.layout.message_bits
     evidence = count(stolen, marked, key)
     assert evidence.hits == evidence.trials == key.layout.message_bits
+
+
+TAPS = {
+    "cnn": ("conv1", "bn1", "conv2", "conv3", "bn3", "fc", "head:in"),
+    "resnet": ("stem", "bn", "stages.0", "stages.1", "stages.2", "stages.2.conv1", "stages.1:in"),
+    "branches": ("stem", "left", "norm", "right", "deep", "after", "after:in", "fc"),
+}
+
+
+@pytest.mark.parametrize("kind", TAPS)
+def test_activations_are_read_in_order_at_every_layer(kind):
+    """Signs too: where a layer is read before its norm, which undoes them."""
+    model = make(kind, 3)
+    if kind == "branches":
+        stolen = permute_by_hand(model, 5)
+    else:
+        stolen = Chain((Obfuscate(), FlipSigns())).run(model, budget(), seed=4)
+    inputs = torch.randn(64, *INPUTS[kind][1:])
+    own, moved = (ModuleHost(item) for item in (model, stolen))
+    found = orders(moved, own, channels(model), TAPS[kind])
+    assert set(found) == set(TAPS[kind])
+    plain, read = own.features(inputs, TAPS[kind]), moved.features(inputs, TAPS[kind])
+    for name, order in found.items():
+        assert order.width == len(order.ours) == plain[name].shape[1]
+        one = plain[name][:, order.ours]
+        other = read[name][:, order.theirs] * order.signs
+        for left, right in zip(one.T, other.T, strict=True):
+            assert left.std() < 1e-6 or np.corrcoef(left, right)[0, 1] > 0.999, name
+
+
+def test_layers_that_are_not_followed_have_no_order():
+    model = make("cnn", 3)
+    found = orders(ModuleHost(model), ModuleHost(model), channels(model), ("head", "nowhere"))
+    assert found == {}
 
 
 def test_folded_batch_norm():

@@ -15,10 +15,13 @@ from earmark.attacks.prune import Prune
 from earmark.bench.data import load
 from earmark.bench.zoo import image_task
 from earmark.errors import CapacityError, CarrierError, KeyFileError, UsageError
+from earmark.hosts.access import Host
 from earmark.hosts.module import ModuleHost
-from earmark.schemes.deepsigns import DeepSigns, Plan, _standard, assignment, codeword
+from earmark.records import Access
+from earmark.schemes.deepsigns import DeepSigns, Plan, codeword
 from earmark.schemes.deepsigns_paper import DeepSignsPaper, normal
-from earmark.schemes.embedding import embed
+from earmark.schemes.deepsigns_units import _standard, assignment
+from earmark.schemes.embedding import embed, starting_model
 from earmark.testing import check_scheme, tiny_task
 from earmark.training import train
 
@@ -81,20 +84,50 @@ def test_a_key_bound_to_another_beacon_reads_other_bits(task, marked, key):
     assert bits(SCHEME, marked, key.bind("ab" * 32)) < 12
 
 
-def aligned(task, marked, key, suspect):
-    return SCHEME.measure(SCHEME.align(ModuleHost(suspect), task.host(marked), key), key)
+def aligned(task, plain, key, suspect):
+    return SCHEME.measure(SCHEME.align(ModuleHost(suspect), task.host(plain), key), key)
 
 
-def test_permutation_scaling_and_dummies_are_undone(task, marked, key):
+def test_permutation_scaling_and_dummies_are_undone(task, plain, marked, key):
     budget = Budget(task)
     moved = Permute().run(marked, budget, seed=3)
     assert 30 < SCHEME.measure(ModuleHost(moved), key).hits < 98
-    evidence = aligned(task, marked, key, moved)
+    evidence = aligned(task, plain, key, moved)
     assert (evidence.hits, evidence.tried.forms) == (128, 2)
     assert evidence.suspect == ModuleHost(moved).digest()
     for width in (0.1, 0.8):
         hidden = Obfuscate(width=width).run(marked, budget, seed=3)
-        assert aligned(task, marked, key, hidden).hits >= 125
+        assert aligned(task, plain, key, hidden).hits >= 125
+
+
+def test_units_are_matched_by_their_answers_where_there_are_no_weights(task, plain, marked, key):
+    class Told(Host):
+        access = frozenset({Access.ACTIVATIONS})
+
+        def __init__(self, model):
+            self.model = ModuleHost(model)
+
+        def digest(self):
+            return self.model.digest()
+
+        def features(self, inputs, names):
+            return self.model.features(inputs, names)
+
+    moved = Obfuscate().run(marked, Budget(task), seed=3)
+    found = SCHEME.align(Told(moved), task.host(plain), key)
+    assert SCHEME.measure(found, key).hits > 115
+
+
+def test_a_reference_that_bears_the_mark_is_refused(task, plain, marked, key):
+    with pytest.raises(UsageError, match="bears the mark"):
+        SCHEME.align(task.host(plain), task.host(marked), key)
+
+
+def test_a_network_marked_from_scratch_is_aligned_to_its_start(task, key):
+    made = embed(task, SCHEME, key, seed=5).model
+    moved = Obfuscate().run(made, Budget(task), seed=3)
+    start = starting_model(task, SCHEME, key, seed=5)
+    assert aligned(task, start, key, moved).hits >= 125
 
 
 def test_a_wider_suspect_needs_alignment_first(task, marked, key):
@@ -104,14 +137,13 @@ def test_a_wider_suspect_needs_alignment_first(task, marked, key):
 
 
 def test_alignment_leaves_the_law_of_innocent_models(task, plain):
-    """Several marked references, several innocent models: hits stay fair after alignment."""
+    """Several keys, several innocent models: hits stay fair after alignment."""
     innocents = [ModuleHost(train(task, seed=100 + i).model) for i in range(4)]
     shares = []
-    for i in range(6):
+    for i in range(40):
         key = SCHEME.new_key(task.host(plain), inputs=samples(task), secret=bytes([40 + i] * 32))
-        model = embed(task, SCHEME, key, seed=i, model=copy.deepcopy(plain)).model
         found = [
-            SCHEME.measure(SCHEME.align(host, task.host(model), key), key).hits / 128
+            SCHEME.measure(SCHEME.align(host, task.host(plain), key), key).hits / 128
             for host in innocents
         ]
         shares.append(np.mean(found))
@@ -125,7 +157,7 @@ def test_naive_alignment_would_make_innocent_models_look_guilty():
     scheme = DeepSigns(bits=256, every=4)
     first = train(task, seed=0).model
     key = scheme.new_key(task.host(first), inputs=next(iter(digits(1200))), secret=bytes(32))
-    released = task.host(embed(task, scheme, key, seed=1, model=first).model)
+    released = task.host(embed(task, scheme, key, seed=1, model=copy.deepcopy(first)).model)
     innocent = task.host(train(task, seed=2).model)
     plan = Plan.of(key)
     own, found = (host.features(plan.inputs, plan.names) for host in (released, innocent))
@@ -136,7 +168,7 @@ def test_naive_alignment_would_make_innocent_models_look_guilty():
         bent[name] = np.zeros_like(own[name])
         bent[name][:, ours] = rows[:, theirs] * signs
     assert (plan.read(bent) * plan.signs > 0).mean() > 0.7
-    fair = scheme.measure(scheme.align(innocent, released, key), key)
+    fair = scheme.measure(scheme.align(innocent, task.host(first), key), key)
     assert abs(fair.hits - 128) < 40
 
 

@@ -1,7 +1,8 @@
 """Read a mark as a careful owner would: in place first, then after alignment.
 
-Deep Water is aligned to what the model was before its training, where that is known: alignment to a
-release that was marked from scratch favours the claim. Other schemes are aligned to the release.
+Suspects are aligned to what the model was before its training, which knows nothing of the message.
+Where that is not known, Deep Water is aligned to the release without its carrier, and DeepSigns is
+read in place only.
 
 Whatever is tried is charged: a scheme that can align is charged two forms on every suspect, whether
 or not the second one was needed.
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from earmark.errors import EarmarkError
+from earmark.errors import EarmarkError, UsageError
 from earmark.policy import Policy, judge
 from earmark.records import Evidence
 
@@ -33,17 +34,22 @@ def read(ground: Ground, suspect: ModuleHost, *, policy: Policy | None = None) -
     """Return the best evidence on a suspect, every form charged.
 
     Args:
-        ground: The subject; its start, or else its model, is what Deep Water is aligned to.
+        ground: The subject; its start, or for Deep Water else its model, is aligned to.
         suspect: The attacked model.
         policy: Evidence in place that suffices for it ends the search.
 
     Raises:
         EarmarkError: Neither form could be read; the error is that of the reading in place.
     """
+    first = ground.start
+    if first is None and hasattr(ground.scheme, "aligned"):
+        first = ground.model
+    if first is None:
+        return _charged(ground.scheme.measure(suspect, ground.key))
+    reference = ground.task.host(first)
 
     def bring_back() -> Host:
-        first = ground.task.host(_first(ground))
-        return aligned(ground.scheme, ground.key, suspect, first, ground.model)
+        return aligned(ground.scheme, ground.key, suspect, reference, ground.model)
 
     return read_twice(ground.scheme, ground.key, suspect, bring_back, policy=policy)[0]
 
@@ -67,6 +73,7 @@ def read_twice(
 
     Raises:
         EarmarkError: Neither form could be read; the error is that of the reading in place.
+        UsageError: The suspect cannot be aligned to what was given.
     """
     if not aligns(scheme):
         return scheme.measure(suspect, key), suspect
@@ -81,6 +88,8 @@ def read_twice(
         try:
             moved = bring_back()
             found.append((_charged(scheme.measure(moved, key)), moved))
+        except UsageError:
+            raise
         except EarmarkError as error:
             problem = problem or error
     if not found:
@@ -117,9 +126,3 @@ def aligned(scheme: Scheme, key: Key, suspect: Host, first: Host, model: nn.Modu
     else:
         made = scheme.align(suspect, first, key)  # type: ignore[attr-defined]
     return made
-
-
-def _first(ground: Ground) -> nn.Module:
-    """Return what suspects are aligned to: for Deep Water the start, where it is known."""
-    start = ground.start if hasattr(ground.scheme, "aligned") else None
-    return start or ground.model

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from earmark.training import Trained
 
 _WANTED = 128
+_SAMPLES = 1024  # for a scheme that needs inputs and names no number
 _LONG = 12
 
 
@@ -225,8 +226,10 @@ def train_marked(
 def keep_start(
     task: Task, scheme: Scheme, key: Key, place: Path, start: Path | None, seed: int
 ) -> list[str]:
-    """Keep the network before its training, if suspects are best aligned to that; say so."""
-    if not hasattr(scheme, "aligned"):
+    """Keep the network before its training, if suspects are aligned to that; say so."""
+    from earmark.bench.reading import aligns
+
+    if not aligns(scheme):
         return []
     from earmark.hosts.files import save_release
     from earmark.hosts.suspects import load_suspect
@@ -311,7 +314,7 @@ def fresh_key(task: Task, scheme: Scheme, bars: Bars) -> Key:
     from earmark.schemes.embedding import candidates, fresh_model
 
     inputs = None
-    wanted = scheme.inputs_wanted()
+    wanted = scheme.inputs_wanted() or (_SAMPLES if scheme.needs_inputs else 0)
     if wanted:
         inputs = candidates(task, most=wanted, seed=secrets.randbelow(1 << 31))
         held = batches.size(inputs)

@@ -85,9 +85,9 @@ def command(
     interrupted run goes on from it, and asking stops once the evidence suffices. Exit codes: 0 mark
     shown, 1 not shown, 3 inconclusive, 4 ledger or key was changed, 5 could not run.
 
-    Deep Water and DeepSigns, white-box, read neurons in their order. Give the release as
-    --reference where a thief may have changed it (for Deep Water rather the weights before they
-    were stamped or trained); a second form is charged then. MTL-Sign needs none.
+    Deep Water and DeepSigns, white-box, read neurons in their order. Where a thief may have changed
+    it, give as --reference the weights before they were stamped or trained, which protect keeps in
+    the vault, under starts/; a second form is charged then. MTL-Sign needs none.
     """
     if dossier is not None:
         require_room(dossier, overwrite=force)

@@ -23,8 +23,9 @@ others only as far as they trust him to have released what he trained.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -83,6 +84,54 @@ def align(suspect: Host, reference: Host, channels: Channels, *, sweeps: int = 3
         forms=2,
         notes=(_MATCHED,),
     )
+
+
+class Order(NamedTuple):
+    """Which units of a suspect stand for which of a reference at one place.
+
+    Args:
+        width: Units of the reference.
+        ours: Those of them that found a partner.
+        theirs: The suspect's units in that order.
+        signs: 1 or -1 for each.
+    """
+
+    width: int
+    ours: NDArray[np.int64]
+    theirs: NDArray[np.int64]
+    signs: Array
+
+
+def orders(
+    suspect: Host, reference: Host, channels: Channels, taps: Sequence[str], *, sweeps: int = 3
+) -> dict[str, Order]:
+    """Match a suspect's units to a reference's by their weights, for reading activations in order.
+
+    Args:
+        suspect: The model under test; it may be wider or narrower than the reference.
+        reference: A model that does not bear the mark.
+        channels: The reference's groups of channels.
+        taps: Where activations are read; see :mod:`earmark.hosts.taps`.
+        sweeps: Rounds of matching.
+
+    Returns:
+        The order at each tap; those whose channels could not be followed are left out.
+
+    Raises:
+        AccessError, HostError, ExtraError: As in :func:`align`.
+    """
+    for host in (suspect, reference):
+        host.require(Access.WEIGHTS, by="align")
+    known = {tap: channels.taps[tap] for tap in taps if tap in channels.taps}
+    if not known:
+        return {}
+    work = _Work(_load(suspect, channels), _load(reference, channels), channels)
+    work.match(sweeps)
+    return {
+        tap: work.order(tap, runs)
+        for tap, runs in known.items()
+        if all(run in work.chosen and run not in channels.frozen for run in runs)
+    }
 
 
 def _load(host: Host, channels: Channels) -> dict[str, NDArray[np.float32]]:
@@ -334,6 +383,23 @@ class _Work:
                 found.append((int(spare[i]), int(there[best]), float(factor)))
         return found
 
+    def order(self, tap: str, runs: tuple[int, ...]) -> Order:
+        """Return the order of the units at a tap."""
+        ours, theirs, signs, width, at = [], [], [], 0, 0
+        for run in runs:
+            mine = np.flatnonzero(self.chosen[run] >= 0)
+            found = self.chosen[run][mine]
+            sign = self.signs.get(run, np.ones(len(self.chosen[run])))[mine]
+            for layer in self.channels.layers:
+                if layer.weight == f"{tap}.weight":  # read before its norm, which undoes signs
+                    sign = sign * _sign(fold(layer, self.reference)[mine])
+                    sign = sign * _sign(fold(layer, self.suspect)[found])
+            ours.append(mine + width)
+            theirs.append(found + at)
+            signs.append(sign)
+            width, at = width + len(self.chosen[run]), at + self.widths[run]
+        return Order(width, np.concatenate(ours), np.concatenate(theirs), np.concatenate(signs))
+
     def build(self) -> dict[str, NDArray[np.float32]]:
         """Return the suspect's tensors in the reference's order, width and scale."""
         found = {
@@ -404,6 +470,11 @@ def fold(layer: Layer, tensors: dict[str, NDArray[np.float32]]) -> Array:
         return np.ones(count)
     gains = np.ones(count) if gain is None else _clean(gain)
     return gains / np.sqrt(np.maximum(_clean(spread), 0.0) + layer.eps)
+
+
+def _sign(values: Array) -> Array:
+    made: Array = np.where(values < 0, -1.0, 1.0)
+    return made
 
 
 def _select(values: NDArray[np.floating], chosen: NDArray[np.int64], axis: int) -> Array:

@@ -56,6 +56,8 @@ class Channels:
         layers: The layers in the order in which they run.
         vectors: Other tensors whose axis 0 holds channels: biases, norms, depthwise kernels.
         attention: Attention layers.
+        taps: Groups of the channels that leave a module, by its name, and that enter it, by its
+            name with ``:in`` behind it, as in :mod:`earmark.hosts.taps`.
     """
 
     sizes: tuple[int, ...]
@@ -64,6 +66,7 @@ class Channels:
     layers: tuple[Layer, ...]
     vectors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     attention: tuple[Attention, ...] = ()
+    taps: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def writers(self, group: int) -> list[Layer]:
         """Return the layers that write a group."""

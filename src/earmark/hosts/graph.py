@@ -17,6 +17,7 @@ from torch import fx, nn
 from earmark.hosts import operations
 from earmark.hosts.channels import Attention, Channels, Layer
 from earmark.hosts.operations import BATCH_NORMS, CONVS
+from earmark.hosts.taps import INPUT
 
 _ADDS: set[Any] = {  # Any: as above
     operator.add, operator.iadd, operator.mul, operator.imul, operator.sub,
@@ -59,6 +60,12 @@ def _attention(model: nn.Module) -> tuple[Attention, ...]:
     )
 
 
+def _around(node: fx.Node) -> set[str]:
+    """Return the names of the modules in which a node runs."""
+    found = {str(entry[0]) for entry in node.meta.get("nn_module_stack", {}).values()}
+    return found | ({str(node.target)} if node.op == "call_module" else set())
+
+
 @dataclass(frozen=True)
 class _Flow:
     """Channels on an edge: runs of groups, and whether space still follows them.
@@ -95,6 +102,7 @@ class _Reading:
         self.flows: dict[fx.Node, _Flow] = {}
         self.made: dict[str, _Made] = {}
         self.vectors: dict[str, tuple[int, ...]] = {}
+        self.taps: dict[str, _Flow | None] = {}
         self.shared = operations.shared(model)
 
     def new(self, size: int) -> int:
@@ -134,6 +142,10 @@ class _Reading:
             self.freeze(*given)
         if found is not None:
             self.flows[node] = found
+        if node.op.startswith("call"):
+            for name in _around(node):
+                self.taps.setdefault(f"{name}{INPUT}", given[0] if given else None)
+                self.taps[name] = found
 
     def module(self, node: fx.Node, given: list[_Flow | None]) -> _Flow | None:
         name = str(node.target)
@@ -283,4 +295,9 @@ class _Reading:
                 for name, runs in self.vectors.items()
             },
             attention,
+            {
+                name: tuple(number[self.find(run)] for run in flow.runs)
+                for name, flow in self.taps.items()
+                if flow is not None and flow.kind != "flat"
+            },
         )

@@ -44,14 +44,18 @@ from earmark.keys.stream import KeyStream
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes import groups
 from earmark.schemes.base import Mark, Scheme
+from earmark.schemes.deepsigns_units import AlignedHost
 from earmark.schemes.groups import quiet
+from earmark.stats import log2_binomial_tail
 
-PROBES = 8  # sets of blends on which units are matched
+MARKED = 20.0
+"""Bits that a reference may show; beyond, it bears the mark, and suspects are not aligned to it."""
+
 _LEVELS = 16  # steps of the soft reading's weights
 
 _MATCHED = (
-    "Units were matched to a reference. The chance is exact if that is the model before it was "
-    "marked; matching to the release can favour the claim by a tenth of the bits."
+    "Units were matched to a reference that does not bear the mark. The chance is exact if that "
+    "model was fixed before the key's beacon."
 )
 
 
@@ -198,34 +202,43 @@ class DeepSigns(Scheme):
             if features[name].shape[1] != width:
                 raise CarrierError(
                     f"Layer '{name}' has {features[name].shape[1]} units; the key's had {width}.",
-                    hint="Match it to the released model first:  scheme.align(...)",
+                    hint="Match it to the model before it was marked:  scheme.align(...)",
                 )
         z = plan.read(features)
         return self._evidence(suspect, key, plan, z, nonce)
 
-    def align(self, suspect: Host, released: Host, key: Key | Disclosure) -> AlignedHost:
-        """Return the suspect with its units in the released model's order; two forms are charged.
+    def align(self, suspect: Host, reference: Host, key: Key | Disclosure) -> AlignedHost:
+        """Return the suspect with its units in a reference's order; two forms are charged.
 
-        Units are matched by how they answer blends of the key's inputs, after the directions of
-        the groups' means, in which the mark lies, were taken out of both models' answers. Without
-        that an innocent suspect is bent towards the mark and looks guilty. With it the hits of
-        innocent models were measured to be fair on dense networks and small convolutional ones,
-        and to favour the claim by a tenth of the bits on a wide residual one. Give the model
-        as it was before it was marked, and the chance is exact on all: it knows no bit.
+        The reference is the network as it was before it was marked: before its training, or as it
+        was trained without the mark. It knows no bit, so that the chance stays exact for every
+        suspect. Matched to the release, innocent suspects are bent towards the mark; so a reference
+        that bears it is refused.
 
         Args:
             suspect: The model under test; it may be wider or narrower.
-            released: The model as it was released, or before it was marked.
+            reference: The model before it was marked
+                (:func:`earmark.schemes.embedding.starting_model`, where it was marked from
+                scratch).
             key: The key, or the part of it that a claim reveals.
 
         Raises:
             AccessError: A host grants too little.
-            CarrierError: The released model does not fit the key.
+            CarrierError: The reference does not fit the key.
+            UsageError: The reference bears the mark.
         """
         self.check_key(key)
-        for host in (suspect, released):
+        for host in (suspect, reference):
             host.require(Access.ACTIVATIONS, by=self.name)
-        return AlignedHost(suspect, released, Plan.of(key))
+        own = self.measure(reference, key)
+        if -log2_binomial_tail(own.hits, own.trials, own.chance) > MARKED:
+            raise UsageError(
+                f"The reference shows {own.hits} of the key's {own.trials} bits: it bears the mark "
+                "itself, and innocent suspects that are matched to it would look guilty.",
+                hint="Give the weights as they were before they were marked or trained; protect "
+                "keeps them in the vault, under starts/.",
+            )
+        return AlignedHost(suspect, reference, Plan.of(key))
 
     def _evidence(
         self,
@@ -399,97 +412,6 @@ class Plan:
                 own = self.tap == i
                 z[own] = (self.projection[i] * means[self.cell[own]]).sum(axis=1)
         return z
-
-    def answers(self, host: Host) -> dict[str, NDArray[np.float64]]:
-        """Return how each unit answers blends of the key's inputs, without what may be marked.
-
-        The groups' means are where the mark is: their directions are taken out of the activations.
-        What is left is whitened, so that units which answer alike can be told apart.
-        """
-        count = len(self.group)
-        parts = [self.inputs]
-        for i in range(1, PROBES):
-            others = batches.take(self.inputs, (torch.arange(count) * 7 + 13 * i) % count)
-            parts.append(groups.blended(self.inputs, others, 0.5))
-        found = host.features(batches.join(parts), self.names)
-        return {name: _signature(rows, self.group, self.count) for name, rows in found.items()}
-
-
-def _signature(
-    rows: NDArray[np.float64], group: NDArray[np.int64], count: int
-) -> NDArray[np.float64]:
-    """Standardize, take out the groups' means, whiten, and bring columns to unit length."""
-    found = _standard(rows)
-    first = found[: len(group)]
-    neutral = first[group < 0].mean(axis=0)
-    means = np.stack([first[group == g].mean(axis=0) - neutral for g in range(count)])
-    basis, _ = np.linalg.qr(means.T)
-    found = found - (found @ basis) @ basis.T
-    values, vectors = np.linalg.eigh(found.T @ found / len(found))
-    found = found @ ((vectors / np.sqrt(values.clip(0) + 0.01)) @ vectors.T)
-    found = found - found.mean(axis=0)
-    norms = np.linalg.norm(found, axis=0)
-    made: NDArray[np.float64] = np.where(norms > 1e-9, found / np.maximum(norms, 1e-12), 0.0)
-    return made
-
-
-class AlignedHost(Host):
-    """A suspect whose units at the key's taps stand in the order of the released model's.
-
-    Args:
-        suspect: The model under test.
-        released: The model as it was released.
-        plan: What the key says.
-    """
-
-    access: ClassVar[frozenset[Access]] = frozenset({Access.ACTIVATIONS})
-
-    def __init__(self, suspect: Host, released: Host, plan: Plan) -> None:
-        self.suspect, self.forms = suspect, 2
-        own, found = plan.answers(released), plan.answers(suspect)
-        self._order = {name: assignment(own[name], found[name]) for name in plan.names}
-
-    def digest(self) -> str:
-        """Return the suspect's digest."""
-        return self.suspect.digest()
-
-    def features(self, inputs: Tree, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Return the suspect's activations, units in order, those without a match silent."""
-        made = {}
-        for name, rows in self.suspect.features(inputs, names).items():
-            width, ours, theirs, signs = self._order[name]
-            made[name] = np.zeros((len(rows), width))
-            made[name][:, ours] = rows[:, theirs] * signs
-        return made
-
-
-def assignment(
-    reference: NDArray[np.float64], found: NDArray[np.float64]
-) -> tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Match a suspect's units to a reference's by their answers to the same inputs.
-
-    Args:
-        reference: (inputs, units) of the reference, columns of unit length.
-        found: (inputs, units) of the suspect; any number of units.
-
-    Returns:
-        The reference's width, its matched units, the suspect's units in that order, their signs.
-    """
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
-
-    alike = np.nan_to_num(reference.T @ found)
-    first, second = linear_sum_assignment(np.abs(alike), maximize=True)
-    signs = np.where(alike[first, second] < 0, -1.0, 1.0)
-    return reference.shape[1], first, second, signs
-
-
-def _standard(columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Center columns and bring them to spread 1; constant ones and NaN become 0."""
-    with np.errstate(all="ignore"):
-        centered = columns - columns.mean(axis=0)
-        spread = centered.std(axis=0)
-        made: NDArray[np.float64] = np.where(spread > 1e-9, centered / spread, 0.0)
-    return np.nan_to_num(made, posinf=0.0, neginf=0.0)
 
 
 def _spread(
