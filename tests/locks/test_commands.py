@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -97,6 +98,36 @@ def test_wrong_numbers_and_licenses_are_refused_and_nothing_is_written(shop, cap
     assert unlock(capsys, "xyz", "bolt", "--serial-file", "bolt.serial", "--check")[0] == 2
     assert unlock(capsys, shop, "bolt", "--serial-file", "bolt.serial")[0] == 2
     assert unlock(capsys, shop, "bolt", "--check")[0] == 2
+
+
+def test_a_ledger_that_has_not_heard_of_a_license_says_nothing_about_it(shop, capsys, tmp_path):
+    issue(capsys, "acme")
+    shutil.copytree(tmp_path / "vault", tmp_path / "old")
+    Vault.create("other", name="Other", passphrase="a passphrase").close()
+    assert call(capsys, "license", "renew", "1", "-o", "acme2.license")[0] == 0
+    (tmp_path / "acme2").write_bytes((tmp_path / "acme").read_bytes())
+    more = ["--serial-file", "acme.serial", "--check", "--ledger"]
+    assert unlock(capsys, shop, "acme2", *more, "vault/ledger.sqlite")[0] == 0
+    assert unlock(capsys, shop, "acme", *more, "old/ledger.sqlite")[0] == 0
+    for name in ("old", "other"):
+        code, found = unlock(capsys, shop, "acme2", *more, f"{name}/ledger.sqlite")
+        assert (code, found["error"]["code"]) == (5, "E406")
+        assert "does not hold this license" in found["error"]["message"]
+
+
+def test_a_number_is_never_used_again(shop, capsys, tmp_path):
+    issue(capsys, "acme")
+    call(capsys, "license", "revoke", "1", "--reason", "leaked")
+    (tmp_path / "vault" / "licenses" / "000001.license").unlink()
+    assert issue(capsys, "bolt")[1]["license"]["serial"] == 2
+    assert [row["state"] for row in call(capsys, "license", "list")[1]["licenses"]] == ["valid"]
+
+
+def test_nothing_is_issued_where_an_output_is_in_the_way(shop, capsys, tmp_path):
+    (tmp_path / "acme.license").write_text("somebody's")
+    assert issue(capsys, "acme")[0] == 2
+    assert not (tmp_path / "acme").exists()
+    assert call(capsys, "license", "list")[1]["licenses"] == []
 
 
 def test_the_number_may_come_from_the_environment(shop, capsys, tmp_path, monkeypatch):

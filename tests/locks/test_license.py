@@ -259,3 +259,35 @@ def test_the_court_side_of_licenses_needs_no_torch_and_no_numpy():
         "assert not {'torch', 'numpy'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_expired_license_is_renewed_from_now():
+    made = issuer()
+    offer = made.offer("acme", model="tagger", number=7)
+    old = made.issue(offer, WEIGHTS, days=1, start="2020-01-01T00:00:00Z")
+    lic.check(made.renew(old, days=30), issuer=made.public)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"schema": []},
+        {"schema": lic.Revocation.SCHEMA, "issuer": "é", "serial": 7, "reason": "", "created": ""},
+    ],
+)
+def test_what_strangers_write_on_a_ledger_stops_nobody(sold, record):
+    made, _, signed, _ = sold
+    hostile = codec.canonical({"format": "earmark/signed/1", "record": record, "signature": "00"})
+    told = made.announce(signed).encode()
+    void = made.revoke(signed, reason="unpaid").encode()
+    assert set(lic.revoked([hostile, told, void], made.public)) == {7}
+    assert lic.announced([hostile, told], signed, made.public)
+
+
+def test_a_ledger_without_the_license_has_not_heard_of_it(sold):
+    made, _, signed, _ = sold
+    rival = issuer(2)
+    other = made.issue(made.offer("bolt", model="tagger", number=8), WEIGHTS)
+    forged = lic.Signed(made.announce(signed).record, rival.announce(signed).signature)
+    entries = [b"{}", made.announce(other).encode(), forged.encode(), signed.encode()]
+    assert not lic.announced(entries, signed, made.public)

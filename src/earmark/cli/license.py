@@ -97,9 +97,11 @@ def issue(
     """
     from earmark.locks import license as licenses
 
+    beside = ["license", "serial", *(["layout"] if lock_path else [])]
+    options.require_free(output, *(_beside(output, item) for item in beside), force=force)
     vault, phrase = Vault.open(vault_path), options.passphrase(passphrase_file)
     issuer = licenses.Issuer(vault.identity(phrase))
-    number = 1 + max((_record(held).serial for held in held_licenses(vault)), default=0)
+    number = _next_number(vault)
     name, trace, way = model_name or weights.stem, None, ""
     offer = issuer.offer(customer, model=name, number=number)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,6 +127,9 @@ def issue(
             trace = registration.commitment.commitment
     signed = issuer.issue(offer, copy, days=days, features=features, trace=trace)
     locked = licenses.wrap_copy(copy, signed, offer)
+    _keep(vault, signed)
+    receipt = vault.ledger.append(issuer.announce(signed).encode())
+    vault.close()
     files.write_bytes(output, locked, overwrite=force)
     files.write_bytes(_beside(output, "license"), signed.encode(), overwrite=force)
     text = offer.text.encode() + b"\n"
@@ -132,9 +137,6 @@ def issue(
     if lock_path is not None:
         layout = parent.layout.canonical()
         files.write_bytes(_beside(output, "layout"), layout, overwrite=force)
-    _keep(vault, signed)
-    receipt = vault.ledger.append(issuer.announce(signed).encode())
-    vault.close()
     record = _record(signed)
     lines = [
         line("license", f"#{record.serial} for '{customer}', until {record.not_after}"),
@@ -206,15 +208,19 @@ def renew(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> int:
-    """Extend a license; the locked copy and its serial number stay as they are."""
+    """Extend a license; the locked copy and its serial number stay as they are.
+
+    The days are added to its end, or to today if it has expired.
+    """
+    options.require_free(output, force=False)
     vault, held, issuer = _issuer_of(vault_path, number, passphrase_file)
     if number in _void(vault):
         raise UsageError(f"License {number} was revoked.", hint="Issue a new one.")
     renewed = issuer.renew(held, days=days)
-    files.write_bytes(output, renewed.encode())
-    _keep(vault, renewed, overwrite=True)
     receipt = vault.ledger.append(issuer.announce(renewed, renews=held).encode())
     vault.close()
+    _keep(vault, renewed, overwrite=True)
+    files.write_bytes(output, renewed.encode())
     record = _record(renewed)
     lines = [line("renewed", f"#{number} until {record.not_after}, ledger #{receipt.index}")]
     payload: dict[str, Json] = {"license": record.to_json(), "ledger": receipt.index}
@@ -235,6 +241,17 @@ def held_licenses(vault: Vault) -> list[Signed]:
         signed.verify(vault.owner)
         found.append(signed)
     return sorted(found, key=lambda item: _record(item).serial)
+
+
+def _next_number(vault: Vault) -> int:
+    """Return a running number that neither the vault's licenses nor its ledger have used.
+
+    Licenses of one number are revoked together, so a number whose file was deleted stays used.
+    """
+    from earmark.locks import license as licenses
+
+    told = licenses.signed_by((data for _, data in vault.ledger.scan()), vault.owner)
+    return 1 + max((item.record.serial for item in [*held_licenses(vault), *told]), default=0)
 
 
 def copy_name(number: int, customer: str) -> str:

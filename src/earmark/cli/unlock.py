@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,10 @@ from earmark import files
 from earmark.cli.options import json_option
 from earmark.cli.output import emit, line
 from earmark.codec import Json
-from earmark.errors import UsageError
+from earmark.errors import LicenseError, UsageError
+
+if TYPE_CHECKING:
+    from earmark.locks.license import Signed
 
 ENV_SERIAL = "EARMARK_SERIAL"
 
@@ -67,16 +71,18 @@ def command(
     if len(issuer) != 64 or set(issuer) - set("0123456789abcdef"):
         raise UsageError("--issuer is no public key.", expected="64 hexadecimal digits.")
     signed = licenses.read(str(license_path))
-    void = frozenset[int]() if ledger_path is None else _void(ledger_path, issuer)
+    signed.verify(issuer)
+    void = frozenset[int]() if ledger_path is None else _void(ledger_path, signed, issuer)
     record = licenses.check(signed, issuer=issuer, void=void, feature=feature)
     serial = parse_serial(_serial(serial_file))
     data = files.read_bytes(locked, limit=1 << 34)
     weights = licenses.unlock(data, signed, serial, issuer=issuer, void=void, feature=feature)
     if output is not None:
         files.write_bytes(output, weights, overwrite=force, mode=0o600)
+    checked = "not checked: pass --ledger" if ledger_path is None else f"none in '{ledger_path}'"
     lines = [
         line("license", f"#{record.serial} for '{record.customer}', until {record.not_after}"),
-        line("revocation", "not revoked" if ledger_path else "not checked: pass --ledger"),
+        line("revocation", checked),
         line("weights", f"{output} written" if output else "open; nothing written"),
     ]
     payload: dict[str, Json] = {
@@ -87,13 +93,20 @@ def command(
     return emit("unlock", lines, payload, as_json=as_json)
 
 
-def _void(path: Path, issuer: str) -> frozenset[int]:
+def _void(path: Path, signed: Signed, issuer: str) -> frozenset[int]:
+    """Return what a ledger says was revoked; refuse one that has never heard of the license."""
     from earmark.ledger.log import SqliteLedger
-    from earmark.locks.license import revoked
+    from earmark.locks.license import announced, revoked
 
     with SqliteLedger.open(path, readonly=True) as ledger:
         ledger.check()
-        return frozenset(revoked((data for _, data in ledger.scan()), issuer))
+        entries = [data for _, data in ledger.scan()]
+    if not announced(entries, signed, issuer):
+        raise LicenseError(
+            f"Ledger '{path}' does not hold this license, so it cannot say if it was revoked.",
+            hint="Fetch the issuer's ledger anew: it is another's, or older than the license.",
+        )
+    return frozenset(revoked(entries, issuer))
 
 
 def _serial(path: Path | None) -> str:

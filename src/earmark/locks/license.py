@@ -13,8 +13,7 @@ only tracing (:mod:`earmark.locks.tracing`). Time is taken from the loader's own
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -104,10 +103,9 @@ class Signed:
         if not isinstance(body, dict) or body.get("format") != _SIGNED or len(body) != 3:
             raise FormatError("This is no signed license.", expected=f"Format {_SIGNED}.")
         record, signature = body.get("record"), body.get("signature")
-        kinds: dict[object, type[License | Issued | Revocation]] = {
-            kind.SCHEMA: kind for kind in (License, Issued, Revocation)
-        }
-        kind = kinds.get(record.get("schema")) if isinstance(record, dict) else None
+        schema = record.get("schema") if isinstance(record, dict) else None
+        kinds: tuple[type[License | Issued | Revocation], ...] = (License, Issued, Revocation)
+        kind = next((kind for kind in kinds if schema == kind.SCHEMA), None)
         if kind is None or not isinstance(signature, str):
             raise FormatError("This signed document holds no license.")
         return cls(kind.from_json(record), signature)
@@ -121,7 +119,7 @@ class Signed:
         Raises:
             SignatureError: Another issuer, or the record was edited after it was signed.
         """
-        if not hmac.compare_digest(self.record.issuer, issuer):
+        if self.record.issuer != issuer:
             raise SignatureError(
                 f"This license was issued by {self.record.issuer[:12]}…, not by {issuer[:12]}….",
                 hint="Ask the issuer for his public key, and compare.",
@@ -297,6 +295,8 @@ class Issuer:
     def renew(self, old: Signed, *, days: int) -> Signed:
         """Sign the same license for longer; copy and serial number stay as they are.
 
+        The days are added to the end of the old license, or to now if it has expired.
+
         Raises:
             SignatureError: The old license is not ours or was edited.
             UsageError: Not a license, or no validity.
@@ -304,7 +304,8 @@ class Issuer:
         old.verify(self.public)
         if not isinstance(old.record, License) or days < 1:
             raise UsageError("Only a license can be renewed, for at least one day.")
-        return self.sign(replace(old.record, not_after=_later(old.record.not_after, days)))
+        end = max(old.record.not_after, now(), key=_plain)
+        return self.sign(replace(old.record, not_after=_later(end, days)))
 
     def revoke(self, license: Signed, *, reason: str) -> Signed:  # noqa: A002 - our word
         """Sign that a license, and every renewal of it, is void.
@@ -353,26 +354,52 @@ def _license(signed: Signed) -> License:
     return signed.record
 
 
-def revoked(entries: Iterable[bytes], issuer: str) -> dict[int, Revocation]:
-    """Read an issuer's revocations out of a ledger's entries, by running number.
+def signed_by(entries: Iterable[bytes], issuer: str) -> Iterator[Signed]:
+    """Yield what an issuer has signed about licenses, out of a ledger's entries.
 
-    Entries of other kinds or of other issuers are passed over; a revocation in the issuer's name
-    that he did not sign is passed over too, since anybody may write to a public ledger.
+    Entries of other kinds or of other issuers are passed over, and so are those in the issuer's
+    name that he did not sign, since anybody may write to a public ledger.
 
     Args:
         entries: Records as a ledger's ``scan`` yields them.
         issuer: The issuer's public key.
     """
-    found: dict[int, Revocation] = {}
     for data in entries:
         try:
             signed = Signed.parse(data)
             signed.verify(issuer)
         except (RecordError, FormatError, SignatureError):
             continue
+        yield signed
+
+
+def revoked(entries: Iterable[bytes], issuer: str) -> dict[int, Revocation]:
+    """Read an issuer's revocations out of a ledger's entries, by running number.
+
+    Args:
+        entries: Records as a ledger's ``scan`` yields them.
+        issuer: The issuer's public key.
+    """
+    found: dict[int, Revocation] = {}
+    for signed in signed_by(entries, issuer):
         if isinstance(signed.record, Revocation):
             found.setdefault(signed.record.serial, signed.record)
     return found
+
+
+def announced(entries: Iterable[bytes], license: Signed, issuer: str) -> bool:  # noqa: A002
+    """Tell whether a ledger's entries hold a license; if not, they cannot say if it was revoked.
+
+    Args:
+        entries: Records as a ledger's ``scan`` yields them.
+        license: The license.
+        issuer: The issuer's public key.
+    """
+    wanted = license.record.digest()
+    return any(
+        isinstance(signed.record, Issued) and signed.record.license == wanted
+        for signed in signed_by(entries, issuer)
+    )
 
 
 def check(
