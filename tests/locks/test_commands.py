@@ -208,3 +208,28 @@ def test_reordered_neurons_are_undone_with_the_parent(shop, capsys, tmp_path):
     assert call(capsys, "trace", "moved.safetensors", *parent)[0] == 2
     code, found = call(capsys, "trace", "moved.safetensors", *parent, "--task", "task.py")
     assert (code, found["named"]) == (0, ["1:acme"])
+
+
+def test_nobody_is_named_by_aligning_a_stranger_to_his_copy(shop, capsys, tmp_path):
+    wide = TASK.replace("Linear(256, 256)", "Linear(32, 1024)").replace("256", "1024")
+    (tmp_path / "task.py").write_text(wide)
+
+    def network(seed, name):
+        rng = np.random.default_rng(seed)
+        shapes = {"fc.weight": (1024, 32), "fc.bias": (1024,), "head.weight": (10, 1024)}
+        made = {item: rng.normal(size=size).astype(np.float32) for item, size in shapes.items()}
+        write_tensors(tmp_path / name, made)
+
+    network(0, "wide.safetensors")
+    network(1, "stranger.safetensors")
+    code, _ = call(
+        capsys, "license", "issue", "wide.safetensors", "--customer", "acme", "-o", "acme"
+    )
+    assert code == 0
+    unlock(capsys, shop, "acme", "--serial-file", "acme.serial", "-o", "copy.safetensors")
+    task = ["--task", "task.py", "--parent"]
+    code, found = call(capsys, "trace", "stranger.safetensors", *task, "wide.safetensors")
+    assert (code, found["named"]) == (3, [])
+    code, found = call(capsys, "trace", "stranger.safetensors", *task, "copy.safetensors")
+    assert (code, found["error"]["code"]) == (2, "E101")
+    assert "1:acme" in found["error"]["message"]

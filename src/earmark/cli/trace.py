@@ -18,6 +18,7 @@ from earmark.vault import Vault
 
 if TYPE_CHECKING:
     from earmark.hosts.access import Host
+    from earmark.keys.secret import Key
     from earmark.locks.tracing import Trace
     from earmark.report.locks import Leak
 
@@ -70,7 +71,7 @@ def command(
     vault.close()
     copies = {copy_name(record.serial, record.customer): record for record in held}
     try:
-        host, tried = _opened(suspect, parent, task_path)
+        host, tried = _opened(suspect, parent, task_path, key, list(copies))
         forms *= tried
         found = trace(host, key, list(copies), forms=forms)
     except CarrierError as error:
@@ -135,9 +136,17 @@ def _page(suspect: Path, found: Trace, copies: Mapping[str, License], forms: int
     )
 
 
-def _opened(suspect: Path, parent: Path | None, task_path: Path | None) -> tuple[Host, int]:
-    """Open a suspect, aligned to the copies' parent if one is given, and count its forms."""
+def _opened(
+    suspect: Path, parent: Path | None, task_path: Path | None, key: Key, customers: list[str]
+) -> tuple[Host, int]:
+    """Open a suspect, aligned to the copies' parent if one is given, and count its forms.
+
+    Raises:
+        UsageError: There is no task, or the parent is a customer's copy: whatever is aligned to a
+            codeword comes to resemble it, and its customer would be named for strangers' models.
+    """
     from earmark.hosts.files import FilesHost
+    from earmark.locks.tracing import trace
 
     host = FilesHost(suspect)
     if parent is None:
@@ -148,4 +157,12 @@ def _opened(suspect: Path, parent: Path | None, task_path: Path | None) -> tuple
     from earmark.hosts.graph import channels
     from earmark.task import load_task
 
-    return align(host, FilesHost(parent), channels(load_task(task_path).model())), 2
+    first = FilesHost(parent)
+    borne = trace(first, key, customers).named
+    if borne:
+        raise UsageError(
+            f"'{parent}' bears the fingerprint of copy {borne[0].name}.",
+            expected="The model that the copies were made from, without a fingerprint.",
+            hint="Aligned to a customer's copy, models of strangers come to bear his codeword.",
+        )
+    return align(host, first, channels(load_task(task_path).model())), 2

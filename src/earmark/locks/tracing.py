@@ -12,7 +12,9 @@ owner could still lie about whom he gave which copy: commit the key before the f
 let each customer sign for his.
 
 What it cannot do: a copy that was distilled or trained anew bears nothing, and the answer is then
-"cannot tell". Neurons that were reordered must be put back first (:mod:`earmark.hosts.align`).
+"cannot tell". Neurons that were reordered must be put back first (:mod:`earmark.hosts.align`), by
+the model that the copies were made from: a model aligned to a customer's copy comes to resemble his
+codeword, and the bound no longer holds.
 """
 
 from __future__ import annotations
