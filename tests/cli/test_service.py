@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ from earmark.bench import zoo
 from earmark.bench.data import load
 from earmark.cli.main import run
 from earmark.hosts.suspects import load_suspect
+from earmark.keys.secret import Key
+from earmark.records import Layout
 from earmark.training import Recipe, train
+from earmark.vault import Vault
 
 WORD = "correct horse battery staple"
 TASK = """
@@ -172,6 +176,35 @@ def test_more_suspects_and_higher_levels_ask_for_more(shop, earmark_json, tmp_pa
             asked.append(service.asked)
     assert asked == sorted(asked)
     assert len(set(asked)) == 3
+
+
+def test_asking_goes_on_until_every_charged_key_is_paid_for(shop, earmark_json, tmp_path) -> None:
+    folder, stolen, _ = shop
+    vault = tmp_path / "vault"
+    shutil.copytree(folder / "vault", vault)
+    owner = Vault.open(vault)
+    first = owner.registration()
+    for _ in range(3):  # 40 right answers give 129.6 bits net of the looks, and 127.6 of four keys
+        owner.commit(Key.generate(Layout("demo", 1, ("fc",), 8, 1)), "w")
+    owner.close()
+    with serving(stolen) as (_, url):
+        arguments = _ask(folder, url, "--key", first.id, "--vault", str(vault))
+        more = ["--transcript", tmp_path / "t", "--level", "contested claim"]
+        code, found = earmark_json(*arguments, *more)
+    assert found["evidence"]["tried"]["keys"] == 4
+    assert found["evidence"]["trials"] > 40
+    assert (code, found["outcome"]) == (0, "shown")
+
+
+def test_a_dossier_does_not_tell_what_an_address_keeps_secret(shop, earmark, tmp_path) -> None:
+    folder, stolen, _ = shop
+    dossier = tmp_path / "dossier"
+    with serving(stolen) as (_, url):
+        code, _, _ = earmark(*_ask(folder, f"{url}?token=hush", "--dossier", dossier))
+    assert code == 0
+    told = [path.read_bytes() for path in dossier.rglob("*") if path.is_file()]
+    assert any(b"/classify" in data for data in told)
+    assert not any(b"hush" in data for data in told)
 
 
 def test_the_dossier_carries_the_transcript(shop, earmark, tmp_path) -> None:

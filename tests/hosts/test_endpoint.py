@@ -300,6 +300,12 @@ def test_adapter_file_round_trip_and_secrets(tmp_path, monkeypatch):
         'answer = "x"',
         'url = "http://x/"\ncolour = 1',
         'url = "http://x/"\n[limits]\nx = 1',
+        'url = "http://x/"\nlimits = 5',
+        'url = "http://x/"\nheaders = "x"',
+        'url = "http://x/"\nanswer = 5',
+        'url = "http://x/"\nscale = "1"',
+        'url = "http://x/"\nbatch = 1.5',
+        'url = "http://x/"\n[limits]\nretries = 1.5',
     ],
 )
 def test_bad_adapter_files_are_refused(tmp_path, text):
@@ -316,6 +322,10 @@ def test_bad_adapter_files_are_refused(tmp_path, text):
     [
         {"url": "ftp://x/"},
         {"url": "file:///etc/passwd"},
+        {"url": "http://x:99999/"},
+        {"url": "http://[::1"},
+        {"url": "http://x/ä"},
+        {"url": "http://x/a b"},
         {"url": "http://x/", "body": "xml"},
         {"url": "http://x/", "kind": "guess"},
         {"url": "http://x/", "body": "png", "batch": 2},
@@ -365,3 +375,39 @@ def test_retry_after_may_be_a_date():
 def test_a_picture_has_one_or_three_channels():
     with pytest.raises(UsageError):
         png(np.zeros((2, 4, 4)))
+
+
+def test_a_token_is_never_quoted_and_its_newline_is_taken_off(monkeypatch):
+    asks = Adapter("http://x/", headers={"Authorization": "env:EARMARK_TEST_TOKEN"})
+    monkeypatch.setenv("EARMARK_TEST_TOKEN", "hush\n")
+    assert asks.request(np.zeros((1, 2)))[1]["Authorization"] == "hush"
+    monkeypatch.setenv("EARMARK_TEST_TOKEN", "hush\nhush")
+    with pytest.raises(UsageError, match="Authorization") as caught:
+        asks.request(np.zeros((1, 2)))
+    assert "hush" not in str(caught.value)
+
+
+def test_answers_that_are_no_classes_are_pointed_out(marked):
+    scheme, key, _, _ = marked
+    with serving(constant(10)) as (_, url):
+        evidence = scheme.measure(EndpointHost(adapter(url)), key)
+    assert (evidence.hits, evidence.trials) == (0, 60)
+    assert "60 of 60 answers are none of the" in evidence.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("head", "answer"),
+    [
+        ({"nonce": "xyz"}, {"input": "00", "label": 1}),
+        ({"nonce": 5}, {"input": "00", "label": 1}),
+        ({}, {"input": "00", "label": 1.5}),
+        ({}, {"input": "00", "label": True}),
+        ({}, {"input": "00", "label": 1 << 70}),
+    ],
+)
+def test_an_edited_transcript_is_refused(tmp_path, head, answer):
+    path = tmp_path / "transcript.jsonl"
+    first = {"format": "earmark/transcript/1", "source": "a model", **head}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (first, answer)))
+    with pytest.raises(FormatError):
+        Transcript(path, "a model")

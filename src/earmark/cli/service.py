@@ -99,8 +99,14 @@ class Service:
         host = EndpointHost(asked, transcript=path, nonce=nonce)
         return cls(host, path, len(host.transcript.answers))
 
-    def measure(self, key: Key, policy: Policy, suspects: int, bars: Bars) -> Evidence:
-        """Ask until the evidence suffices for the policy, or the budget or the key ends."""
+    def measure(self, key: Key, policy: Policy, bars: Bars) -> Evidence:
+        """Ask until the evidence suffices for the policy, or the budget or the key ends.
+
+        Args:
+            key: The owner's key.
+            policy: What is asked for; its `tried_keys` are all tries that will be charged.
+            bars: Who is told.
+        """
         limits = self.host.adapter.limits
         most = key.layout.message_bits
         most = most if limits.budget is None else min(most, limits.budget)
@@ -108,7 +114,7 @@ class Service:
             f"asking at most {most} questions, {limits.per_second:g} a second at most; "
             f"{self.known} answers are known ..."
         )
-        enough = policy.bits + math.log2(suspects)
+        enough = policy.bits + math.log2(policy.tried_keys)
         scheme = registry.scheme(key.layout.scheme, stop_bits=enough)
         return scheme.measure(self.host, key, nonce=self.host.nonce)
 

@@ -93,15 +93,15 @@ def command(
         require_room(dossier, overwrite=force)
     vault = Vault.open(vault_path)
     registration = vault.registration(key_name)
-    word = options.passphrase(passphrase_file)
+    word, asked = options.passphrase(passphrase_file), policy.Policy.at(level)
     key = vault.key(registration.id, word)
-    asked = policy.Policy.at(level)
     service, more, read = None, list[str](), dict[str, Json]()
+    charging = dataclasses.replace(asked, tried_keys=suspects * vault.keys_tried())
     if is_address(suspect):
         service = Service.open(
             suspect, key, vault, adapter=adapter, budget=budget, transcript=transcript
         )
-        found = service.measure(key, asked, suspects, Bars(quiet=quiet or as_json))
+        found = service.measure(key, charging, Bars(quiet=quiet or as_json))
     elif adapter or budget or transcript:
         raise UsageError(
             f"'{suspect}' is no address; --adapter, --budget and --transcript go with one.",
@@ -114,7 +114,7 @@ def command(
         if reference is None:
             found = scheme.measure(host, key, nonce=nonce)
         else:
-            found, host = realigned(scheme, host, key, reference, task_path, asked)
+            found, host = realigned(scheme, host, key, reference, task_path, charging)
         found = dataclasses.replace(found, nonce=found.nonce or nonce)
         more, read = read_back(scheme, host, key, found)
     evidence = charged(found, registration, suspects, keys=vault.keys_tried())
@@ -135,8 +135,8 @@ def command(
     if dossier is not None:
         from earmark.cli.report import write_claim
 
-        name = suspect if service else Path(suspect).name
         attached = service.attachments() if service else {}
+        name = service.host.adapter.place() if service else Path(suspect).name
         write_claim(
             dossier, vault, registration, evidence, asked, name, word, attached, overwrite=force
         )

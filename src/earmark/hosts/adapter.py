@@ -60,6 +60,7 @@ class Limits:
     timeout: float = 30.0
 
     def __post_init__(self) -> None:
+        _require_types(self)
         if self.budget is not None and self.budget < 1:
             raise UsageError(f"A budget of {self.budget} questions asks nothing.")
         if not self.per_second > 0 or not self.timeout > 0 or self.retries < 0:
@@ -93,9 +94,8 @@ class Adapter:
     limits: Limits = dataclasses.field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"'{self.url}' is no http or https address.")
+        _require_types(self)
+        _require_address(self.url)
         for name, known in (
             ("body", ("json", "png")),
             ("encoding", ("array", "png")),
@@ -141,7 +141,10 @@ class Adapter:
     @classmethod
     def of(cls, body: Mapping[str, Any], *, source: str = "adapter") -> Adapter:  # Any: TOML
         """Build an adapter from plain values; raises as :meth:`load`."""
-        limits = body.get("limits", {})
+        limits, headers = body.get("limits", {}), body.get("headers", {})
+        for name, table in (("limits", limits), ("headers", headers)):
+            if not isinstance(table, Mapping):
+                raise FormatError(f"'{source}' has {name} that are no table.")
         unknown = set(body) - {item.name for item in fields(cls)}
         unknown |= {f"limits.{name}" for name in set(limits) - {i.name for i in fields(Limits)}}
         if unknown or "url" not in body:
@@ -157,7 +160,7 @@ class Adapter:
                     **body,
                     "names": tuple(body.get("names", ())),
                     "limits": Limits(**limits),
-                    "headers": dict(body.get("headers", {})),
+                    "headers": {str(name): str(value) for name, value in headers.items()},
                 }
             )
         except TypeError as error:
@@ -181,11 +184,19 @@ class Adapter:
         """
         return dataclasses.replace(self, limits=dataclasses.replace(self.limits, budget=budget))
 
+    def place(self) -> str:
+        """Return the address without credentials or query: what others may see of it.
+
+        Example:
+            >>> Adapter("https://me:secret@api.example/v1?token=secret").place()
+            'https://api.example/v1'
+        """
+        address = urlsplit(self.url)
+        return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+
     def source(self) -> str:
         """Return what is asked, without credentials or query, and the adapter's digest."""
-        address = urlsplit(self.url)
-        where = f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
-        return f"{where} {self.digest()}"
+        return f"{self.place()} {self.digest()}"
 
     def request(self, samples: NDArray[Any]) -> tuple[bytes, dict[str, str]]:  # Any: real numbers
         """Return the body and headers of a request for some samples.
@@ -265,15 +276,50 @@ def _is_number(item: object) -> bool:
         return False
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "int | None": (int, type(None)),
+}
+
+
+def _require_types(made: Adapter | Limits) -> None:
+    """Refuse values of another type than their field's; a file can hold anything."""
+    for item in fields(made):
+        value, wanted = getattr(made, item.name), _TYPES.get(str(item.type))
+        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+            raise TypeError(f"{item.name} is {value!r}")
+
+
+def _require_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no port, or no address in brackets
+        good = False
+    if not good or not _printable(url) or " " in url:
+        raise UsageError(
+            f"'{url}' is no http or https address.",
+            expected="Printable ASCII without spaces; write others as %20 and xn--...",
+        )
+
+
+def _printable(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
 def _secret(name: str, value: str) -> str:
-    if not value.startswith("env:"):
-        return value
-    found = os.environ.get(value[4:])
+    """Return a header's value, from the environment if it says so; errors never quote it."""
+    variable = value.removeprefix("env:")
+    found = os.environ.get(variable) if variable != value else value
     if found is None:
         raise UsageError(
-            f"Header {name} is taken from the environment variable {value[4:]}, which is not set."
+            f"Header {name} is taken from the environment variable {variable}, which is not set."
         )
-    return found
+    if not _printable(found.strip()):
+        raise UsageError(f"Header {name} has a value that is no line of printable ASCII.")
+    return found.strip()
 
 
 def _step(value: Any, path: str) -> Any:  # Any: JSON of a stranger

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from earmark.errors import FileError, FormatError, OutputError, UsageError
 from earmark.records import now
 
 FORMAT = "earmark/transcript/1"
+_NONCE = re.compile(r"[0-9a-f]{64}")
 
 
 class Transcript:
@@ -97,7 +99,8 @@ class Transcript:
             lines = [json.loads(line) for line in whole.splitlines()]
             head = lines[0] if lines else {}
             known = head.get("format") == FORMAT
-            found = {str(line["input"]): int(line["label"]) for line in lines[1:]}
+            found = {str(line["input"]): _label(line["label"]) for line in lines[1:]}
+            nonce = _nonce(head["nonce"]) if "nonce" in head else self.nonce
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(
                 f"File '{path}' is no whole transcript: {error}.", expected=f"Format {FORMAT}."
@@ -105,7 +108,7 @@ class Transcript:
         if not known:
             raise FormatError(f"File '{path}' is no transcript.", expected=f"Format {FORMAT}.")
         self.answers |= found
-        self.nonce = head.get("nonce", self.nonce)
+        self.nonce = nonce
         if head.get("source") != self.source:
             raise UsageError(
                 f"Transcript '{path}' was begun with another suspect or adapter.",
@@ -115,3 +118,15 @@ class Transcript:
         if len(whole) != len(raw):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
+
+
+def _nonce(value: object) -> str | None:
+    if value is not None and not _NONCE.fullmatch(str(value)):
+        raise ValueError(f"its nonce is {str(value)[:80]!r}")
+    return None if value is None else str(value)
+
+
+def _label(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        raise ValueError(f"an answer is {str(value)[:80]!r}")
+    return value

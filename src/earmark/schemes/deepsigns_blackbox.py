@@ -225,13 +225,14 @@ class DeepSignsBlackBox(Scheme):
         order = _order(key, nonce, len(answers))
         budget = getattr(suspect, "budget", None)
         allowed = len(order) if budget is None else min(len(order), int(budget))
-        betting = BettingEValue(chance)
+        betting, strange = BettingEValue(chance), 0
         looks = -(-allowed // self.step) if self.stop_bits else 1
         size = self.step if self.stop_bits else max(1, allowed)
         for start in range(0, allowed, size):
             part = order[start : min(start + size, allowed)]
             given = suspect.labels(batches.take(inputs, torch.from_numpy(part)))
             betting.add(int((given == answers[part]).sum()), len(part))
+            strange += int(((given < 0) | (given >= chance.denominator)).sum())
             tail = log2_binomial_tail(betting.hits, betting.trials, chance)
             if self.stop_bits and -tail - math.log2(looks) >= self.stop_bits:
                 break
@@ -252,8 +253,18 @@ class DeepSignsBlackBox(Scheme):
                 "anytime_bits": round(betting.bits(), 3),
                 "looks_allowed": looks,
             },
-            notes=("Asked fewer inputs than the key has.",) * (betting.trials < len(order)),
+            notes=(
+                *("Asked fewer inputs than the key has.",) * (betting.trials < len(order)),
+                *(_strange(strange, betting.trials, chance.denominator),) * (strange > 0),
+            ),
         )
+
+
+def _strange(count: int, trials: int, classes: int) -> str:
+    return (
+        f"{count:,} of {trials:,} answers are none of the {classes:,} classes, numbered from 0: "
+        "they count as wrong. Is the suspect asked and read in the right way?"
+    )
 
 
 def grained(
