@@ -10,7 +10,7 @@
       keys/<id>.json        what was registered for the key, with receipts
       keys/<id>.binding     the part of a community's log that the key is bound to, if it is
       inputs/<digest>.safetensors    inputs of keys, stored once
-      starts/<id>.safetensors        networks before their training, which Deep Water aligns to
+      starts/<id>.safetensors        networks before their marks, to align suspects to
       transcripts/<name>.jsonl       what remote suspects were asked and answered
 
 Nothing here is needed to check a claim: what a stranger needs is in the dossier.
@@ -322,6 +322,10 @@ class Vault:
                 hint="Name one with --key.",
             )
         return found[0]
+
+    def start(self, registration: Registration) -> Path:
+        """Return where a model is kept as it was before its mark, for suspects to be aligned to."""
+        return self.path / "starts" / f"{registration.id}.safetensors"
 
     def key(self, name: str, passphrase: str, *, inputs: bool = True) -> Key:
         """Unseal a key, with its inputs if it has some.

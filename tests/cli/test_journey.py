@@ -316,7 +316,6 @@ def test_the_network_before_its_training_is_kept_where_alignment_wants_it(
     desk, earmark, tmp_path
 ) -> None:
     vault, out = tmp_path / "vault", tmp_path / "r.safetensors"
-    common = ["--vault", vault, "--task", desk.task]
     code, printed, err = earmark(
         "protect", desk.task, "--vault", vault, "--scheme", "deepwater", "--epochs", "2",
         "--owner", "Test", "--quiet", "-o", out, "--set", "weights_per_bit=256",
@@ -327,8 +326,10 @@ def test_the_network_before_its_training_is_kept_where_alignment_wants_it(
     task, thief = load_task(desk.task), tmp_path / "thief.safetensors"
     moved = Permute().run(load_suspect(task.model(), out), Budget(task), seed=1)
     save_release(moved, thief)
-    assert earmark("verify", thief, *common)[0] in (1, 3)
-    assert earmark("verify", thief, *common, "--reference", start)[0] == 0
+    assert earmark("verify", thief, "--vault", vault)[0] in (1, 3)
+    code, printed, _ = earmark("verify", thief, "--vault", vault, "--task", desk.task)
+    assert code == 0
+    assert f"aligned to '{start.name}'" in printed
 
 
 def test_deepsigns_is_read_after_alignment_to_its_start_and_not_to_its_release(
@@ -341,11 +342,15 @@ def test_deepsigns_is_read_after_alignment_to_its_start_and_not_to_its_release(
         "--owner", "Test", "--quiet", "-o", out, "--set", "bits=128", "--set", "every=2",
     )  # fmt: skip
     assert code == 0, err
-    (start,) = (vault / "starts").glob("*.safetensors")
     task, thief = load_task(desk.task), tmp_path / "thief.safetensors"
     save_release(Permute().run(load_suspect(task.model(), out), Budget(task), seed=1), thief)
-    assert earmark("verify", thief, *common)[0] in (1, 3)
-    assert earmark("verify", thief, *common, "--reference", start)[0] == 0
+    assert earmark("verify", thief, *common)[0] == 0
+    code, printed, err = earmark(
+        "attack", out, *common, "--attack", "permute", "-o", tmp_path / "a.safetensors"
+    )
+    assert code == 0, err
+    assert "shown:" in printed
+    assert "not shown:" not in printed
     code, _, err = earmark("verify", thief, *common, "--reference", out)
     assert code == 2
     assert "bears the mark" in err

@@ -246,12 +246,14 @@ class ReleaseSubject(Subject):
         vault = Vault.open(self.vault)
         try:
             key = vault.key(self.key, self.passphrase)
+            kept = vault.start(vault.registration(self.key))
         finally:
             vault.close()
+        start = load_suspect(task.model(), kept) if kept.is_file() else None
         scheme = registry.scheme(key.layout.scheme)
         names = (scheme.name, Path(self.release).stem, task.name)
         spent = self.train_seconds or training_seconds(task)
-        return Ground(task, model, scheme, key, task.evaluate(model), spent, names)
+        return Ground(task, model, scheme, key, task.evaluate(model), spent, names, start)
 
 
 def training_seconds(task: Task, *, steps: int = 12) -> float:

@@ -117,7 +117,7 @@ def command(
     else:
         key, registration = commit(vault, new, word, output.name, community_path)
     bars.note(f"key {registration.id}: committed, seed {drawn}")
-    kept = keep_start(task, scheme, key, vault.path / "starts" / registration.id, start, drawn)
+    kept = keep_start(task, scheme, key, vault.start(registration), start, drawn)
     from earmark.hosts.files import save_release
 
     try:
@@ -224,7 +224,7 @@ def train_marked(
 
 
 def keep_start(
-    task: Task, scheme: Scheme, key: Key, place: Path, start: Path | None, seed: int
+    task: Task, scheme: Scheme, key: Key, path: Path, start: Path | None, seed: int
 ) -> list[str]:
     """Keep the network before its training, if suspects are aligned to that; say so."""
     from earmark.bench.reading import aligns
@@ -238,10 +238,9 @@ def keep_start(
     first = (
         load_suspect(task.model(), start) if start else starting_model(task, scheme, key, seed=seed)
     )
-    path = place.with_suffix(".safetensors")
     path.parent.mkdir(mode=0o700, exist_ok=True)
     save_release(first, path, overwrite=True)
-    return [line("start", f"{path}  (verify's --reference, where neurons were reordered)")]
+    return [line("start", f"{path}  (verify looks here where neurons were reordered)")]
 
 
 def open_vault(path: Path, owner: str, passphrase_file: Path | None, bars: Bars) -> Vault:

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
-    help="Weights by which reordered or added neurons are brought back; needs --task.",
+    help="Weights by which reordered or added neurons are brought back; needs --task. By default "
+    "those that protect kept.",
 )
 @service_options
 @click.option("--force", is_flag=True, help="Replace a dossier that is there already.")
@@ -86,8 +87,9 @@ def command(
     shown, 1 not shown, 3 inconclusive, 4 ledger or key was changed, 5 could not run.
 
     Deep Water and DeepSigns, white-box, read neurons in their order. Where a thief may have changed
-    it, give as --reference the weights before they were stamped or trained, which protect keeps in
-    the vault, under starts/; a second form is charged then. MTL-Sign needs none.
+    it, give --task: suspects are aligned to the weights before their mark, which protect keeps in
+    the vault, under starts/; where it did not, give them as --reference. A second form is charged
+    then. MTL-Sign needs none.
     """
     if dossier is not None:
         require_room(dossier, overwrite=force)
@@ -111,6 +113,8 @@ def command(
         scheme = registry.scheme(key.layout.scheme)
         host = open_suspect(suspect, scheme, task_path)
         nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
+        if task_path is not None and vault.start(registration).is_file():
+            reference = reference or vault.start(registration)
         if reference is None:
             found = scheme.measure(host, key, nonce=nonce)
         else:
