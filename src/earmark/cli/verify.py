@@ -113,8 +113,7 @@ def command(
         scheme = registry.scheme(key.layout.scheme)
         host = open_suspect(suspect, scheme, task_path)
         nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
-        if task_path is not None and vault.start(registration).is_file():
-            reference = reference or vault.start(registration)
+        reference = reference or kept(vault, registration, task_path)
         if reference is None:
             found = scheme.measure(host, key, nonce=nonce)
         else:
@@ -125,8 +124,8 @@ def command(
     verdict = policy.judge(evidence, asked)
     exact = getattr(registry.load("scheme", key.layout.scheme), "exact_null", True)
     lines = verdict_lines(verdict, evidence, exact=exact)
-    lines += service.lines() if service else more
-    lines.append(line("claim", f"key {registration.id}, ledger #{registration.receipt.index}"))
+    claim = line("claim", f"key {registration.id}, ledger #{registration.receipt.index}")
+    lines += [*(service.lines() if service else more), claim]
     if not quiet:
         lines.append(line("says not", verdict.limits[0 if verdict.outcome is Outcome.SHOWN else 2]))
     payload: dict[str, Json] = {
@@ -161,6 +160,12 @@ def charged(
     """Return evidence with its commitment named and the numbers of suspects and keys charged."""
     tried = dataclasses.replace(evidence.tried, suspects=suspects, keys=keys)
     return dataclasses.replace(evidence, commitment=registration.commitment.commitment, tried=tried)
+
+
+def kept(vault: Vault, registration: Registration, task_path: Path | None) -> Path | None:
+    """Return the weights before the mark, if protect kept them and there is a task to run them."""
+    start = vault.start(registration)
+    return start if task_path is not None and start.is_file() else None
 
 
 def realigned(
