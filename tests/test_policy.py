@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earmark import policy
+from earmark import policy, registry
 from earmark.errors import UsageError
 from earmark.policy import Policy, judge
 from earmark.records import Evidence, Layout, Outcome, Tried
@@ -137,3 +137,9 @@ def test_bounds_follow_from_the_layout(layout, shards, expected) -> None:
 def test_bounds_want_whole_numbers(classes) -> None:
     with pytest.raises(UsageError, match="classes"):
         policy.bounds(Layout("adi", 1, (), 100, 4, {"classes": classes}))
+
+
+def test_the_policy_knows_which_schemes_have_an_exact_null() -> None:
+    for name in registry.SCHEMES:
+        assert policy.exact(name) is getattr(registry.load("scheme", name), "exact_null", True)
+    assert not policy.exact("third-party")

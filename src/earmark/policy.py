@@ -111,6 +111,21 @@ _COUNTING = frozenset(
 )
 
 
+_DROPPING = frozenset({"deepsigns-blackbox-paper"})
+
+
+def exact(scheme: str) -> bool:
+    """Tell whether a scheme is one of ours that draws its answers and drops none afterwards.
+
+    Of others this package cannot say that their chance is what the evidence states.
+
+    Example:
+        >>> exact("mtlsign"), exact("deepsigns-blackbox-paper")
+        (True, False)
+    """
+    return scheme in (_ASKING | _COUNTING) - _DROPPING
+
+
 def bounds(layout: Layout, shards: int | None = None) -> Bounds:
     """Return what evidence from some shards of a key may claim at most, from its layout alone.
 

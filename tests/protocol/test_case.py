@@ -147,6 +147,15 @@ def test_a_forger_who_writes_a_new_manifest_is_found(case, party):
             check_case_files(resealed(contents, **forgery), party.community.digest())
 
 
+def test_files_that_nothing_looks_at_are_refused(case):
+    contents = archive.read(case)
+    for name in ("summary.html", "manifest.sig", "records/verdict.json"):
+        with pytest.raises(DossierError, match=name):
+            check_case_files(resealed(contents, **{name: b"<script>"}))
+    _, checks = check_case_files(resealed(contents, **{"README.txt": b"Send money."}))
+    assert "readme" in {item.name for item in checks}
+
+
 def test_what_is_not_there_cannot_be_written(party, tmp_path):
     with pytest.raises(UsageError, match="No accepted claim"):
         write_case(party, "00" * 32, tmp_path / "x")

@@ -48,6 +48,7 @@ def evidence(hits: int, trials: int = 1024, **extra) -> Evidence:
         "suspect": f"{hits:064x}",
         "nonce": "5e" * 32,
         "tried": Tried(keys=1, suspects=4, forms=2),
+        "shards": tuple(range(LAYOUT.shards)),
     }
     return Evidence.of("mtlsign", hits=hits, trials=trials, **(known | extra))
 

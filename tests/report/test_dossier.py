@@ -80,7 +80,7 @@ def test_what_is_not_proven_is_noted(case):
     found = check_files(sealed(replace(content, proof=proof)))
     notes = {item.name for item in found if item.status == checks.NOTE}
     assert notes == {
-        "count", "nonce", "tried", "signature", "ledger key", "receipt", "report", "suspect",
+        "binding", "count", "nonce", "tried", "signature", "ledger key", "receipt", "report", "suspect",
     }  # fmt: skip
     assert str(found[0]).startswith("verified  files")
 
@@ -185,6 +185,33 @@ def test_evidence_cannot_be_inflated(case, name):
     check_files(sealed(content))
     with pytest.raises(DossierError, match=r"records/(evidence|claim)\.json"):
         check_files(sealed(replace(content, **changes)))
+
+
+@pytest.mark.parametrize("name", INFLATED)
+def test_nor_can_that_of_another_model_on_the_page(case, name):
+    report = case.dossier().report
+    other = replace(report.subjects[0], name="another model")
+    found = replace(other.evidence, **INFLATED[name])
+    made = replace(other, evidence=found, verdict=judge(found, report.policy))
+    for subject, good in ((other, True), (made, False)):
+        shown = replace(report, subjects=(*report.subjects, subject))
+        contents = sealed(replace(case.dossier(), report=shown))
+        if good:
+            check_files(contents)
+            continue
+        with pytest.raises(DossierError, match=r"records/report\.json"):
+            check_files(contents)
+
+
+def test_what_nobody_bound_and_schemes_of_others_are_noted(case):
+    free = replace(case.release, beacon=None)
+    told = render(replace(case.dossier().report, release=free))
+    assert "Nothing here shows that the answers were drawn" in told
+    found = replace(case.evidence, scheme="third-party")
+    main = replace(case.subjects[0], evidence=found, verdict=judge(found, case_policy(case)))
+    told = render(replace(case.dossier().report, subjects=(main,)))
+    assert "is judged as if it were binomial" in told
+    assert "is exactly binomial" not in told
 
 
 def test_files_that_nothing_looks_at_are_refused(case):

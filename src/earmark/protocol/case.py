@@ -47,6 +47,17 @@ Get the community's digest from a source of your own and pass it with --digest: 
 used come from community.json, and whoever gave you this folder gave you that file.
 """
 
+_FILES = frozenset(
+    {
+        "README.txt",
+        "report.html",
+        "community.json",
+        "claim.txt",
+        "resolution.json",
+        archive.MANIFEST,
+    }
+)
+
 
 def case_files(
     community: Community, rows: Iterable[Row], claim: str, evidence: Mapping[str, bytes]
@@ -139,6 +150,9 @@ def check_case_files(
         LedgerError, SignatureError: The log does not hold.
     """
     manifest = require_manifest(contents)
+    for name in contents:
+        if name not in _FILES and not name.startswith(("log/", "evidence/")):
+            raise _wrong(name, "no claim's dossier has such a file")
     checks = [Check("manifest", VERIFIED, f"{len(manifest.files)} files are as they were written.")]
     community = _read(Community, contents, "community.json")
     checks.append(_pinned(community, digest))
@@ -166,6 +180,9 @@ def check_case_files(
     html = page(community, history, resolution, result).encode()
     _require(contents, "report.html", html, "it is not the page of these records")
     checks.append(Check("page", VERIFIED, "It was made from these records."))
+    if contents.get("README.txt") != _README.encode():
+        told = "README.txt is not the text that this version writes."
+        checks.append(Check("readme", NOTE, told))
     return result, checks
 
 

@@ -16,7 +16,7 @@ from earmark.ledger.checkpoint import SignedCheckpoint
 from earmark.ledger.merkle import verify_consistency
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.port import beacon, from_hex, verify_receipt
-from earmark.policy import LEVELS, Policy, bounds, judge
+from earmark.policy import LEVELS, Policy, bounds, exact, judge
 from earmark.protocol.binding import Binding
 from earmark.records import Evidence, Record, Verdict
 from earmark.report import archive
@@ -298,7 +298,18 @@ def _claim(content: DossierContent) -> Check:
 
 
 def _evidence(content: DossierContent) -> Check:
-    evidence, layout, file = content.evidence, content.opening.layout, record_path("evidence")
+    evidence = content.evidence
+    _count(evidence, content, record_path("evidence"))
+    return _ok(
+        "evidence",
+        f"{evidence.hits:,} of {evidence.trials:,} answers, of the committed layout, as the "
+        "claimant counted them.",
+    )
+
+
+def _count(evidence: Evidence, content: DossierContent, file: str) -> None:
+    """Hold a count to the committed layout."""
+    layout = content.opening.layout
     _require(evidence.layout == layout.digest(), file, "it is of another layout than the key's")
     _require(evidence.scheme == layout.scheme, file, "it is of another scheme than the key's")
     within = bool(evidence.shards) and all(0 <= i < layout.shards for i in evidence.shards)
@@ -317,11 +328,6 @@ def _evidence(content: DossierContent) -> Check:
     _require(charged, file, "the choice of its shards is not charged")
     named = (None, content.commitment.commitment)
     _require(evidence.commitment in named, file, "it names another commitment")
-    return _ok(
-        "evidence",
-        f"{evidence.hits:,} of {evidence.trials:,} answers, of the committed layout, as the "
-        "claimant counted them.",
-    )
 
 
 def _verdict(evidence: Evidence, policy: Policy, verdict: Verdict, file: str) -> Check:
@@ -373,6 +379,7 @@ def _report_facts(report: ReportContent, content: DossierContent) -> None:
     main = report.subject
     _require(main.evidence == content.evidence, file, "it speaks of other evidence")
     for subject in report.subjects:
+        _count(subject.evidence, content, file)
         _verdict(subject.evidence, report.policy, subject.verdict, file)
     _require(main.verdict == content.verdict, file, "it shows another verdict")
 
@@ -393,6 +400,15 @@ def _statements(contents: Mapping[str, bytes], content: DossierContent) -> list[
             "not computed again. Who counts again can split by a value of his own."
         )
     made.append(Check("nonce", NOTE, split))
+    if content.binding is None and content.release.beacon is not None:
+        alone = (
+            "Whoever keeps a ledger alone can try many values before one is shown, and this may be "
+            "the claimant's own. A key bound to a community's log leaves no such choice."
+        )
+        made.append(Check("binding", NOTE, alone))
+    if not exact(content.evidence.scheme):
+        law = "The scheme drops answers after they are drawn, or is a third party's: its chance is "
+        made.append(Check("chance", NOTE, law + "the claimant's word."))
     counted = content.evidence.tried
     told = (
         f"{counted.keys} keys and {counted.suspects} suspects, as the claimant says, are charged."

@@ -12,6 +12,7 @@ from pathlib import Path
 from earmark import files
 from earmark.errors import LedgerError
 from earmark.ledger.checkpoint import SignedCheckpoint
+from earmark.policy import exact
 from earmark.records import Access, Outcome
 from earmark.report import parts
 from earmark.report.battery import attack_table, removal_sentences
@@ -221,14 +222,24 @@ def _null(content: ReportContent) -> Markup:
     subject = content.subject
     evidence = subject.evidence
     odds = evidence.chance
-    told = (
-        "The right answers were drawn from the secret key, each independently of every other and "
-        f"of the suspect. So the count for any model made without the key is exactly binomial: "
-        f"{evidence.trials:,} trials, each a hit with probability {odds.numerator}/"
-        f"{odds.denominator}, whatever that model is. No other models had to be trained to know "
-        "this, no threshold was tuned, and no answer that helped to fit a reader is counted."
+    law = (
+        f"binomial: {evidence.trials:,} trials, each a hit with probability {odds.numerator}/"
+        f"{odds.denominator}"
     )
-    inner: list[object] = [tag("p", told)]
+    if exact(evidence.scheme):
+        told = (
+            "The right answers were drawn from the secret key, each independently of every other "
+            f"and of the suspect. So the count for any model made without the key is exactly {law},"
+            " whatever that model is. No other models had to be trained to know this, no threshold "
+            "was tuned, and no answer that helped to fit a reader is counted."
+        )
+    else:
+        told = (
+            f"The count is judged as if it were {law}. That it is so for models made without the "
+            "key is the claimant's word: this scheme drops answers after they are drawn, or is of "
+            "a third party."
+        )
+    inner: list[object] = [tag("p", told), tag("p", _drawn(content))]
     if evidence.score is not None:
         inner.append(
             tag(
@@ -251,6 +262,20 @@ def _null(content: ReportContent) -> Markup:
             parts.figure(caption, strip(evidence, needed), strip(evidence, needed, narrow=True))
         )
     return parts.section("How chance is known", *inner)
+
+
+def _drawn(content: ReportContent) -> str:
+    """Say what shows that the key's answers were drawn and not chosen."""
+    if content.release is None or content.release.beacon is None:
+        return (
+            "Nothing here shows that the answers were drawn and not chosen to suit a model: the "
+            "key is bound to no value of a ledger."
+        )
+    return (
+        "The answers depend on a value that a ledger gave after the key was committed. Whoever "
+        "keeps a ledger alone could have tried many values; a community's log leaves no such "
+        "choice, and a dossier says which of the two it was."
+    )
 
 
 def _when(content: ReportContent) -> Markup:
