@@ -31,6 +31,19 @@ def is_address(suspect: str) -> bool:
     return suspect.lower().startswith(("http://", "https://"))
 
 
+def refuse(suspect: str, *options: object) -> None:
+    """Refuse the options of a service for a suspect that is none.
+
+    Raises:
+        UsageError: One of them was given.
+    """
+    if any(options):
+        raise UsageError(
+            f"'{suspect}' is no address; --adapter, --budget and --transcript go with one.",
+            expected="http://... or https://...",
+        )
+
+
 def nonce_of(suspect: str, root: str) -> str:
     """Return what splits or orders the trials: fixed by the suspect and the ledger's head.
 

@@ -11,7 +11,7 @@ import click
 from earmark import policy, registry
 from earmark.cli import options
 from earmark.cli.output import EXIT, Bars, emit, line, verdict_lines
-from earmark.cli.service import Service, is_address, nonce_of, service_options
+from earmark.cli.service import Service, is_address, nonce_of, refuse, service_options
 from earmark.codec import Json
 from earmark.errors import UsageError
 from earmark.records import Access, Evidence, Outcome
@@ -104,12 +104,8 @@ def command(
             suspect, key, vault, adapter=adapter, budget=budget, transcript=transcript
         )
         found = service.measure(key, charging, Bars(quiet=quiet or as_json))
-    elif adapter or budget or transcript:
-        raise UsageError(
-            f"'{suspect}' is no address; --adapter, --budget and --transcript go with one.",
-            expected="http://... or https://...",
-        )
     else:
+        refuse(suspect, adapter, budget, transcript)
         scheme = registry.scheme(key.layout.scheme)
         host = open_suspect(suspect, scheme, task_path)
         nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
