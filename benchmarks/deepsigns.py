@@ -280,8 +280,8 @@ def core(cell: Cell) -> None:
             "R12 active dummies, noise": Chain((active, Noise())),
             "R12 noise before the rest": Chain((near, Noise(), Obfuscate())),
         }
-        if (cell.network == "mlp" and cell.seed) or cell.args.data != "fashion-mnist":
-            del battery["R11 dummies .8"]  # matching so many units takes longer than all the rest
+        if cell.args.data != "fashion-mnist":
+            del battery["R11 dummies .8"]
         if any(isinstance(module, nn.BatchNorm2d) for module in marked.modules()):
             battery["R14 norms folded"] = FoldNorms()
         if name == "black":
