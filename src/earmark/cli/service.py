@@ -89,7 +89,8 @@ class Service:
             transcript: The transcript's file.
 
         Raises:
-            UsageError: The key's scheme needs more than labels, or the transcript is another's.
+            UsageError: The key's scheme needs more than labels, or the transcript is another's or
+                holds more answers than the budget allows.
             FileError, FormatError: The adapter or the transcript cannot be read.
         """
         from earmark.hosts.adapter import Adapter
@@ -110,7 +111,14 @@ class Service:
         path = transcript or vault.transcript(f"{key.layout.digest()[:12]}-{name[:12]}")
         nonce = nonce_of(name, vault.ledger.head().root.hex())
         host = EndpointHost(asked, transcript=path, nonce=nonce)
-        return cls(host, path, len(host.transcript.answers))
+        known = len(host.transcript.answers)
+        if asked.limits.budget is not None and known > asked.limits.budget:
+            raise UsageError(
+                f"Transcript '{path}' holds {known} answers, more than a budget of "
+                f"{asked.limits.budget}.",
+                hint="Raise the budget: whoever leaves out known answers chooses among them.",
+            )
+        return cls(host, path, known)
 
     def measure(self, key: Key, policy: Policy, bars: Bars) -> Evidence:
         """Ask until the evidence suffices for the policy, or the budget or the key ends.

@@ -11,6 +11,7 @@ import click
 from earmark import policy, registry
 from earmark.cli import options
 from earmark.cli.output import EXIT, Bars, emit, line, verdict_lines
+from earmark.cli.report import write_claim
 from earmark.cli.service import Service, is_address, nonce_of, refuse, service_options
 from earmark.codec import Json
 from earmark.errors import UsageError
@@ -132,8 +133,6 @@ def command(
         **read,
     }
     if dossier is not None:
-        from earmark.cli.report import write_claim
-
         attached = service.attachments() if service else {}
         name = service.host.adapter.place() if service else Path(suspect).name
         write_claim(

@@ -142,7 +142,10 @@ class Tracer:
         for cells, bits in prepare(key, customer):
             name = cells.layer.name
             if name not in tensors or tensors[name].shape != cells.layer.shape:
-                raise CarrierError(f"The copy lacks the key's tensor '{name}' {cells.layer.shape}.")
+                raise CarrierError(
+                    f"The copy lacks the key's tensor '{name}' {cells.layer.shape}.",
+                    hint="A tracing key, and with it a vault, serves copies of one network.",
+                )
             tensors[name] = writer.stamp_tensor(tensors[name], cells, bits)
         return ArrayHost(tensors)
 
