@@ -305,6 +305,8 @@ def test_adapter_file_round_trip_and_secrets(tmp_path, monkeypatch):
         'url = "http://x/"\nanswer = 5',
         'url = "http://x/"\nscale = "1"',
         'url = "http://x/"\nbatch = 1.5',
+        'url = "http://x/"\nscale = nan',
+        'url = "http://x/"\n[limits]\ntimeout = inf',
         'url = "http://x/"\n[limits]\nretries = 1.5',
     ],
 )

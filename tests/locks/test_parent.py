@@ -136,6 +136,10 @@ def test_locking_writes_a_parent_that_opens_with_its_secret_file(sold, shop, cap
     assert call(capsys, *arguments, "-o", "new.safetensors", *settings)[0] == 2
     code, found = call(capsys, *arguments, "-o", "newer.safetensors", *settings)
     assert (code, "page.html" in json.dumps(found["error"])) == (2, True)
+    (tmp_path / "old.safetensors.lock").write_bytes(b"another parent's number")
+    code, found = call(capsys, *arguments, "-o", "old.safetensors", *settings[:-2])
+    assert (code, "old.safetensors.lock" in json.dumps(found["error"])) == (2, True)
+    assert not (tmp_path / "old.safetensors").exists()
 
 
 def test_a_lock_needs_its_task(shop, capsys):

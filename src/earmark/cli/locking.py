@@ -66,7 +66,8 @@ def command(
     from earmark.report.page import write_page
     from earmark.task import load_task
 
-    options.require_free(output, report, force=force)
+    secret = output.with_name(f"{output.name}.lock")
+    options.require_free(output, secret, report, force=force)
     task, lock = load_task(task_path), registry.lock(lock_name, **options.parse_settings(settings))
     layout, serial = lock.layout(task), secrets.token_bytes(16)
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
@@ -81,7 +82,6 @@ def command(
     )
     save_release(model, output, overwrite=force)
     kept = Parent(lock_name, layout, serial).encode()
-    secret = output.with_name(f"{output.name}.lock")
     files.write_bytes(secret, kept, overwrite=force, mode=0o600)
     before = task.evaluate(private.eval())
     right = task.evaluate(lock.opened(model, layout, serial))

@@ -285,10 +285,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _require_types(made: Adapter | Limits) -> None:
-    """Refuse values of another type than their field's; a file can hold anything."""
+    """Refuse values of another type than their field's, and no finite ones; a file holds any."""
     for item in fields(made):
         value, wanted = getattr(made, item.name), _TYPES.get(str(item.type))
-        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+        if wanted is None:
+            continue
+        strange = isinstance(value, float) and not math.isfinite(value)
+        if strange or isinstance(value, bool) or not isinstance(value, wanted):
             raise TypeError(f"{item.name} is {value!r}")
 
 
