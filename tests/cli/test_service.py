@@ -221,6 +221,7 @@ def test_the_dossier_carries_the_transcript(shop, earmark, tmp_path) -> None:
     code, out, _ = earmark("report", dossier, "-o", tmp_path / "page.html")
     assert code == 0
     assert "Judged again" in out
+    assert "answers of 'http://127.0.0.1" in out
     assert "127.0.0.1" in (tmp_path / "page.html").read_text()
 
 

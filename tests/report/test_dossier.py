@@ -12,9 +12,10 @@ import pytest
 
 from earmark import codec, report
 from earmark.errors import DossierError, FileError, OutputError, UsageError
+from earmark.hosts.transcript import Transcript
 from earmark.ledger.log import SqliteLedger
 from earmark.policy import Policy, judge
-from earmark.records import Outcome
+from earmark.records import Access, Outcome
 from earmark.report import (
     archive,
     check_dossier,
@@ -212,6 +213,28 @@ def test_what_nobody_bound_and_schemes_of_others_are_noted(case):
     told = render(replace(case.dossier().report, subjects=(main,)))
     assert "is judged as if it were binomial" in told
     assert "is exactly binomial" not in told
+
+
+def test_a_services_transcript_is_held_to_the_suspects_digest(case, tmp_path):
+    path = tmp_path / "transcript.jsonl"
+    asked = Transcript(path, "https://api.example/v1 " + "ab" * 32)
+    asked.add("00" * 32, 3)
+    changes = recounted(case, access=Access.LABELS, suspect=asked.digest())
+    changes["claim"] = replace(changes["claim"], suspect=asked.digest())
+    receipts = {k: v for k, v in case.proof.receipts.items() if k != "claim"}
+    proof = replace(case.proof, receipts=receipts)
+    content = replace(case.dossier(report=None, trials=(), proof=proof), **changes)
+
+    def check(data):
+        return check_files(sealed(replace(content, attachments={"transcript.jsonl": data})))
+
+    whole = path.read_bytes()
+    found = {item.name: item for item in check(whole)}
+    assert "1 answers of 'https://api.example/v1'" in found["transcript"].detail
+    assert "attachments" not in found
+    for data in (whole.replace(b'"label": 3', b'"label": 4'), whole[:-9], b"", b"{}"):
+        with pytest.raises(DossierError, match=r"attachments/transcript\.jsonl"):
+            check(data)
 
 
 def test_files_that_nothing_looks_at_are_refused(case):

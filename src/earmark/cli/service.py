@@ -149,7 +149,9 @@ class Service:
 
     def attachments(self) -> dict[str, bytes]:
         """Return the transcript for a dossier: who recomputes the suspect's digest needs it."""
-        return {"transcript.jsonl": self.path.read_bytes()}
+        from earmark.report.dossier import TRANSCRIPT
+
+        return {TRANSCRIPT: self.path.read_bytes()}
 
 
 def service_options(function: Callable[..., Any]) -> Callable[..., Any]:  # Any: a command

@@ -7,7 +7,6 @@ first line says who is asked and, if it is fixed, the value that orders the ques
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -71,8 +70,7 @@ class Transcript:
 
     def digest(self) -> str:
         """Return a digest of the source and of all answers, independent of their order."""
-        body = {"source": self.source, "answers": dict(sorted(self.answers.items()))}
-        return hashlib.sha256(b"earmark/transcript/1\n" + codec.canonical(body)).hexdigest()  # type: ignore[arg-type]
+        return _digest(self.source, self.answers)
 
     def _write(self, body: Mapping[str, Any]) -> None:  # Any: plain JSON
         if self.path is None:
@@ -95,20 +93,9 @@ class Transcript:
         except OSError as error:
             raise FileError(f"Transcript '{path}' cannot be read: {error.strerror}.") from error
         whole = raw[: raw.rfind(b"\n") + 1]
-        try:
-            lines = [json.loads(line) for line in whole.splitlines()]
-            head = lines[0] if lines else {}
-            known = head.get("format") == FORMAT
-            found = {str(line["input"]): _label(line["label"]) for line in lines[1:]}
-            nonce = _nonce(head["nonce"]) if "nonce" in head else self.nonce
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(
-                f"File '{path}' is no whole transcript: {error}.", expected=f"Format {FORMAT}."
-            ) from error
-        if not known:
-            raise FormatError(f"File '{path}' is no transcript.", expected=f"Format {FORMAT}.")
+        head, found = _parse(whole, f"File '{path}'")
         self.answers |= found
-        self.nonce = nonce
+        self.nonce = head.get("nonce", self.nonce)
         if head.get("source") != self.source:
             raise UsageError(
                 f"Transcript '{path}' was begun with another suspect or adapter.",
@@ -120,10 +107,41 @@ class Transcript:
                 file.truncate(len(whole))
 
 
-def _nonce(value: object) -> str | None:
-    if value is not None and not _NONCE.fullmatch(str(value)):
+def summary(data: bytes) -> tuple[str, str, int]:
+    """Return what a whole transcript says: its source, its digest, and its number of answers.
+
+    Raises:
+        FormatError: It is no transcript, or damaged.
+    """
+    head, found = _parse(data, "This file")
+    source = str(head.get("source"))
+    return source, _digest(source, found), len(found)
+
+
+def _digest(source: str, answers: Mapping[str, int]) -> str:
+    body: dict[str, codec.Json] = {"source": source, "answers": {**answers}}
+    return codec.digest(b"earmark/transcript/1\n" + codec.canonical(body))
+
+
+def _parse(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, int]]:  # Any: JSON
+    try:
+        lines = [json.loads(line) for line in data.splitlines()]
+        head = lines[0] if lines else {}
+        known = head.get("format") == FORMAT
+        found = {str(line["input"]): _label(line["label"]) for line in lines[1:]}
+        _nonce(head.get("nonce"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(
+            f"{name} is no whole transcript: {error}.", expected=f"Format {FORMAT}."
+        ) from error
+    if not known:
+        raise FormatError(f"{name} is no transcript.", expected=f"Format {FORMAT}.")
+    return head, found
+
+
+def _nonce(value: object) -> None:
+    if value is not None and not (isinstance(value, str) and _NONCE.fullmatch(value)):
         raise ValueError(f"its nonce is {str(value)[:80]!r}")
-    return None if value is None else str(value)
 
 
 def _label(value: object) -> int:

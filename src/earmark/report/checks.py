@@ -12,13 +12,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from earmark import __version__
 from earmark.errors import DossierError, EarmarkError
+from earmark.hosts.transcript import summary
 from earmark.ledger.checkpoint import SignedCheckpoint
 from earmark.ledger.merkle import verify_consistency
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.port import beacon, from_hex, verify_receipt
 from earmark.policy import LEVELS, Policy, bounds, exact, judge
 from earmark.protocol.binding import Binding
-from earmark.records import Evidence, Record, Verdict
+from earmark.records import Access, Evidence, Record, Verdict
 from earmark.report import archive
 from earmark.report.content import ReportContent
 from earmark.report.dossier import (
@@ -27,6 +28,7 @@ from earmark.report.dossier import (
     README,
     SIGNATURE,
     SIGNED,
+    TRANSCRIPT,
     DossierContent,
     content_of,
     record_path,
@@ -97,6 +99,7 @@ def check_files(contents: Mapping[str, bytes], *, vkey: str | None = None) -> li
         _order(content),
         _claim(content),
         _evidence(content),
+        *_transcript(content),
         _verdict(content.evidence, content.policy, content.verdict, record_path("verdict")),
         *_report(contents, content),
         *_statements(contents, content),
@@ -330,6 +333,22 @@ def _count(evidence: Evidence, content: DossierContent, file: str) -> None:
     _require(evidence.commitment in named, file, "it names another commitment")
 
 
+def _transcript(content: DossierContent) -> list[Check]:
+    """Hold a service's transcript to the suspect's digest, which is made of its answers."""
+    evidence, data = content.evidence, content.attachments.get(TRANSCRIPT)
+    if data is None or evidence.access is not Access.LABELS:
+        return []
+    file = f"attachments/{TRANSCRIPT}"
+    try:
+        source, digest, answers = summary(data)
+    except EarmarkError as error:
+        raise _fail(file, error.what) from error
+    _require(digest == evidence.suspect, file, "its answers are not those of the suspect")
+    told = f"The suspect's digest is that of these {answers:,} answers of "
+    told += f"{source.partition(' ')[0][:200]!r}; that they were given is the claimant's word."
+    return [_ok("transcript", told)]
+
+
 def _verdict(evidence: Evidence, policy: Policy, verdict: Verdict, file: str) -> Check:
     again = judge(evidence, policy)
     _require(_same(again, verdict), file, "the policy concludes otherwise from the evidence")
@@ -424,7 +443,8 @@ def _statements(contents: Mapping[str, bytes], content: DossierContent) -> list[
         made.append(
             Check("trials", NOTE, "Robustness was measured by the owner; nothing proves it.")
         )
-    if content.attachments:
-        made.append(Check("attachments", NOTE, f"{len(content.attachments)} were not looked into."))
+    others = len(content.attachments) - len(_transcript(content))
+    if others:
+        made.append(Check("attachments", NOTE, f"{others} were not looked into."))
     suspect = "To count again, measure the suspect itself; its digest is in the claim."
     return [*made, Check("suspect", NOTE, suspect)]

@@ -54,6 +54,8 @@ R = TypeVar("R", bound=Record)
 
 SIGNATURE = "manifest.sig"
 BINDING = "ledger/binding.json"
+TRANSCRIPT = "transcript.jsonl"
+"""The attachment with what a service was asked and answered."""
 SIGNED = b"earmark/manifest/1\n"
 """What the signature covers begins with this, so that it cannot pass for another message."""
 
