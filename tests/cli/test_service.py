@@ -161,13 +161,16 @@ def test_the_budget_is_kept_and_too_small_a_one_is_inconclusive(
     folder, stolen, _ = shop
     with serving(stolen) as (service, url):
         found = earmark_json(*_ask(folder, url, "--budget", "12", "--transcript", tmp_path / "t"))
-        assert (found[0], service.asked) == (3, 12)
+        assert (found[0], service.asked) == (3, 10)  # the last look that 12 questions allow
         found = earmark_json(*_ask(folder, url, "--budget", "60", "--transcript", tmp_path / "t"))
         assert found[0] == 0
         code, found = earmark_json(
             *_ask(folder, url, "--budget", "11", "--transcript", tmp_path / "t")
         )
         assert (code, "chooses among them" in found["error"]["message"]) == (2, True)
+        words = ("--budget", "9", "--transcript", tmp_path / "new")
+        code, found = earmark_json(*_ask(folder, url, *words))
+        assert (code, "first look" in found["error"]["message"]) == (2, True)
 
 
 def test_more_suspects_and_higher_levels_ask_for_more(shop, earmark_json, tmp_path) -> None:

@@ -201,6 +201,27 @@ def test_nobody_listening_is_an_error_with_a_hint():
     assert caught.value.exit_code == 5
 
 
+def test_a_server_that_drips_is_cut_off():
+    cut = threading.Event()
+
+    class Dripping(Handler):
+        def do_POST(self):
+            self.send_response(200)
+            self.end_headers()
+            try:
+                while not cut.wait(0.02):
+                    self.wfile.write(b" ")
+            except OSError:
+                cut.set()
+
+    with serving(constant(1)) as (server, url):
+        server.RequestHandlerClass = Dripping
+        host = EndpointHost(adapter(url, limits={"timeout": 0.3, "retries": 0}))
+        with pytest.raises(NetworkError, match="timed out"):
+            host.labels(torch.zeros(1, 3))
+        assert cut.wait(30)
+
+
 def test_the_budget_is_kept_and_nothing_is_asked_beyond_it():
     with serving(constant(1)) as (server, url):
         host = EndpointHost(adapter(url, limits={"budget": 3}))

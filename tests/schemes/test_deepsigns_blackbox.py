@@ -107,6 +107,15 @@ def test_stops_early_on_a_copy_and_charges_the_looks(marked, plain, key):
     assert eager.measure(box(plain), key).queries == 60
 
 
+def test_a_budget_raised_step_by_step_adds_no_looks(plain, key):
+    eager = replace(SCHEME, stop_bits=64.0, step=10)
+    found = [eager.measure(box(plain, budget=budget), key) for budget in (12, 25, 39, 60)]
+    assert [evidence.queries for evidence in found] == [10, 20, 30, 60]
+    assert {evidence.tried.forms for evidence in found} == {6}
+    with pytest.raises(UsageError, match="first look"):
+        eager.measure(box(plain, budget=9), key)
+
+
 def test_budget_limits_the_questions(marked, key):
     host = box(marked, budget=25)
     evidence = SCHEME.measure(host, key)

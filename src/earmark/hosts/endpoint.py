@@ -7,9 +7,11 @@ import http.client
 import json
 import logging
 import random
+import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -154,12 +156,39 @@ class EndpointHost(Host):
             self._connection = self._connect()
         path = self._address.path or "/"
         path += f"?{self._address.query}" if self._address.query else ""
-        self._connection.request("POST", path, body, headers)
-        response = self._connection.getresponse()
-        reply = response.read(_LARGEST_REPLY + 1)
+        with self._deadline(self._connection):
+            self._connection.request("POST", path, body, headers)
+            response = self._connection.getresponse()
+            reply = response.read(_LARGEST_REPLY + 1)
         if len(reply) > _LARGEST_REPLY:
             raise NetworkError(f"A reply is larger than {_LARGEST_REPLY} bytes.")
         return response.status, reply, _seconds(response.getheader("Retry-After"))
+
+    @contextlib.contextmanager
+    def _deadline(self, connection: http.client.HTTPConnection) -> Iterator[None]:
+        """Cut off a server that drips: the socket's own timeout begins anew with each byte."""
+        if connection.sock is None:
+            connection.connect()
+        connected, late = connection.sock, threading.Event()
+
+        def cut() -> None:
+            late.set()
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(self.adapter.limits.timeout, cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (OSError, http.client.HTTPException):
+            if late.is_set():
+                raise TimeoutError("timed out") from None
+            raise
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise TimeoutError("timed out")
 
     def _connect(self) -> http.client.HTTPConnection:
         host, port = self._address.hostname or "", self._address.port

@@ -213,20 +213,21 @@ class DeepSignsBlackBox(Scheme):
         """Ask a suspect for the labels of the key's inputs and count the drawn ones.
 
         The nonce orders the questions. A suspect with a query budget is asked no more than that.
-        With `stop_bits`, every look is charged, so stopping early costs a few bits and no honesty.
+        With `stop_bits`, every look that any budget allows is charged, so stopping early, and going
+        on with a larger budget, costs a few bits and no honesty.
 
         Raises:
             NetworkError: A remote suspect did not answer.
+            UsageError: The budget does not reach the first look.
         """
         self.check_key(key)
         suspect.require(Access.LABELS, by=self.name)
         inputs, answers = checked_inputs(key), self.answers(key)
         chance = Fraction(1, int(key.layout.params["classes"]))  # type: ignore[arg-type]
         order = _order(key, nonce, len(answers))
-        budget = getattr(suspect, "budget", None)
-        allowed = len(order) if budget is None else min(len(order), int(budget))
+        allowed = self._allowed(len(order), getattr(suspect, "budget", None))
         betting, strange = BettingEValue(chance), 0
-        looks = -(-allowed // self.step) if self.stop_bits else 1
+        looks = -(-len(order) // self.step) if self.stop_bits else 1
         size = self.step if self.stop_bits else max(1, allowed)
         for start in range(0, allowed, size):
             part = order[start : min(start + size, allowed)]
@@ -258,6 +259,21 @@ class DeepSignsBlackBox(Scheme):
                 *(_strange(strange, betting.trials, chance.denominator),) * (strange > 0),
             ),
         )
+
+    def _allowed(self, total: int, budget: int | None) -> int:
+        """Return how many questions a budget allows; with `stop_bits`, up to the last look in it.
+
+        Budgets that end between looks would add looks of their own.
+        """
+        allowed = total if budget is None else min(total, int(budget))
+        if not self.stop_bits or allowed == total:
+            return allowed
+        if allowed < self.step:
+            raise UsageError(
+                f"A budget of {allowed} questions ends before the first look at the evidence.",
+                expected=f"At least {self.step}.",
+            )
+        return allowed - allowed % self.step
 
 
 def _strange(count: int, trials: int, classes: int) -> str:
