@@ -233,3 +233,31 @@ def test_nobody_is_named_by_aligning_a_stranger_to_his_copy(shop, capsys, tmp_pa
     code, found = call(capsys, "trace", "stranger.safetensors", *task, "copy.safetensors")
     assert (code, found["error"]["code"]) == (2, "E101")
     assert "1:acme" in found["error"]["message"]
+
+
+def test_copies_of_two_networks_are_traced_each_by_its_own_key(shop, capsys, tmp_path):
+    rng = np.random.default_rng(5)
+    shapes = {"body.weight": (512, 128), "head.weight": (10, 512)}
+    wide = {name: rng.normal(size=size).astype(np.float32) for name, size in shapes.items()}
+    write_tensors(tmp_path / "wide.safetensors", wide)
+    assert issue(capsys, "acme")[0] == 0
+    for customer in ("bolt", "cato"):
+        words = ["wide.safetensors", "--customer", customer, "-o", customer]
+        code, found = call(capsys, "license", "issue", *words)
+        assert code == 0, found["error"]
+    assert issue(capsys, "dodo")[0] == 0
+    vault = Vault.open("vault")
+    assert [item.opening.layout.scheme for item in vault.registrations()] == ["tracing"] * 2
+    vault.close()
+    for number, customer in enumerate(("acme", "bolt", "cato", "dodo"), 1):
+        unlock(capsys, shop, customer, "--serial-file", f"{customer}.serial", "-o", f"{customer}.x")
+        code, found = call(capsys, "trace", f"{customer}.x")
+        assert (code, found["named"]) == (0, [f"{number}:{customer}"])
+        assert len(found["ranking"]) == 2
+    code, found = call(capsys, "trace", "wide.safetensors")
+    assert (code, found["named"]) == (3, [])
+    write_tensors(tmp_path / "other.safetensors", {"odd.weight": np.zeros((8, 8), np.float32)})
+    assert call(capsys, "trace", "other.safetensors")[0] == 3
+    more = ["--parent", "other.safetensors", "--task", "task.py"]
+    code, found = call(capsys, "trace", "acme.x", *more)
+    assert (code, "is no network" in found["error"]["message"]) == (2, True)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from earmark.keys.secret import Key
     from earmark.locks.license import Issuer, Revocation, Signed
     from earmark.task import Task
-    from earmark.vault import Registration
 
 
 @click.group("license", epilog="Example:  earmark license list --vault vault")
@@ -122,9 +121,8 @@ def issue(
             weights = place
         copy = files.read_bytes(weights, limit=1 << 34)
         if fingerprint:
-            key, registration = tracing_key(vault, phrase, weights)
+            key, trace = _tracing_key(vault, phrase, weights)
             copy = _fingerprinted(weights, key, copy_name(offer.grant.number, customer))
-            trace = registration.commitment.commitment
     signed = issuer.issue(offer, copy, days=days, features=features, trace=trace)
     locked = licenses.wrap_copy(copy, signed, offer)
     _keep(vault, signed)
@@ -259,33 +257,34 @@ def copy_name(number: int, customer: str) -> str:
     return f"{number}:{customer}"
 
 
-def tracing_key(vault: Vault, phrase: str, weights: Path | None) -> tuple[Key, Registration]:
-    """Return the vault's tracing key; make and register one for these weights if there is none.
+def tracing_keys(vault: Vault, phrase: str) -> list[tuple[Key, str]]:
+    """Return a vault's tracing keys, oldest first, and their commitments."""
+    return [
+        (vault.key(item.id, phrase), item.commitment.commitment)
+        for item in vault.registrations()
+        if item.opening.layout.scheme == "tracing"
+    ]
 
-    Raises:
-        UsageError: There is none, and no weights to make one for.
-    """
-    found = [item for item in vault.registrations() if item.opening.layout.scheme == "tracing"]
-    if found:
-        return vault.key(found[-1].id, phrase), found[-1]
-    if weights is None:
-        raise UsageError(
-            "This vault has no tracing key: no copy was fingerprinted.",
-            hint="Issue copies with:  earmark license issue",
-        )
+
+def _tracing_key(vault: Vault, phrase: str, weights: Path) -> tuple[Key, str]:
+    """Return the tracing key for copies of a network; make and register one if there is none."""
     from earmark.hosts.files import FilesHost
-    from earmark.locks.tracing import Tracer
+    from earmark.locks.tracing import Tracer, fits
 
-    host, key = FilesHost(weights), None
+    host = FilesHost(weights)
+    for known, commitment in reversed(tracing_keys(vault, phrase)):
+        if fits(host, known):
+            return known, commitment
     for colluders in (3, 2, 1):
         try:
             key = Tracer(colluders=colluders).new_key(host)
-            break
         except CapacityError:
             if colluders == 1:
                 raise
-    assert key is not None
-    return vault.commit(key, phrase, note=f"tracing {weights.name}")
+        else:
+            break
+    made, registration = vault.commit(key, phrase, note=f"tracing {weights.name}")
+    return made, registration.commitment.commitment
 
 
 def _fingerprinted(weights: Path, key: Key, name: str) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from earmark.cli import options
-from earmark.cli.license import copy_name, held_licenses, tracing_key
+from earmark.cli.license import copy_name, held_licenses, tracing_keys
 from earmark.cli.output import EXIT, emit, line, table
 from earmark.codec import Json
 from earmark.errors import CarrierError, UsageError
@@ -18,9 +18,12 @@ from earmark.vault import Vault
 
 if TYPE_CHECKING:
     from earmark.hosts.access import Host
+    from earmark.hosts.files import FilesHost
     from earmark.keys.secret import Key
     from earmark.locks.tracing import Trace
     from earmark.report.locks import Leak
+
+    Fleet = tuple[Key, dict[str, License]]
 
 
 @click.command("trace", epilog="Example:  earmark trace leak.safetensors --vault vault")
@@ -59,21 +62,16 @@ def command(
     customer is named with a probability below one in a million, whatever the others did. Exit
     codes: 0 somebody is named, 3 it cannot be told.
     """
-    from earmark.locks.tracing import NAMED_BITS, trace
+    from earmark.locks.tracing import NAMED_BITS
     from earmark.report.locks import leak_page
     from earmark.report.page import write_page
 
     vault = Vault.open(vault_path)
-    held = [item.record for item in held_licenses(vault) if isinstance(item.record, License)]
-    if not held:
-        raise UsageError("This vault has issued no licenses, so nobody can be named.")
-    key, _ = tracing_key(vault, options.passphrase(passphrase_file), None)
+    fleets = _fleets(vault, passphrase_file)
     vault.close()
-    copies = {copy_name(record.serial, record.customer): record for record in held}
+    forms *= len(fleets) * (1 if parent is None else 2)
     try:
-        host, tried = _opened(suspect, parent, task_path, key, list(copies))
-        forms *= tried
-        found = trace(host, key, list(copies), forms=forms)
+        found, copies = _traced(suspect, parent, task_path, fleets, forms)
     except CarrierError as error:
         text = line("CANNOT TELL", error.what)
         payload: dict[str, Json] = {"reason": error.what, "ranking": []}
@@ -136,33 +134,88 @@ def _page(suspect: Path, found: Trace, copies: Mapping[str, License], forms: int
     )
 
 
-def _opened(
-    suspect: Path, parent: Path | None, task_path: Path | None, key: Key, customers: list[str]
-) -> tuple[Host, int]:
-    """Open a suspect, aligned to the copies' parent if one is given, and count its forms.
+def _fleets(vault: Vault, passphrase_file: Path | None) -> list[Fleet]:
+    """Return the tracing keys, one a network, with the copies whose licenses commit to each.
 
     Raises:
-        UsageError: There is no task, or the parent is a customer's copy: whatever is aligned to a
-            codeword comes to resemble it, and its customer would be named for strangers' models.
+        UsageError: No copy bears a fingerprint.
+    """
+    from earmark.locks.license import Issuer
+
+    held = [item.record for item in held_licenses(vault) if isinstance(item.record, License)]
+    if not held:
+        raise UsageError("This vault has issued no licenses, so nobody can be named.")
+    phrase = options.passphrase(passphrase_file)
+    issuer = Issuer(vault.identity(phrase))
+    offers = [issuer.offer(one.customer, model=one.model, number=one.serial) for one in held]
+    found = []
+    for key, commitment in tracing_keys(vault, phrase):
+        copies = {
+            copy_name(one.serial, one.customer): one
+            for one, offer in zip(held, offers, strict=True)
+            if one.commitment == offer.commitment(commitment)
+        }
+        if copies:
+            found.append((key, copies))
+    if not found:
+        raise UsageError(
+            "No copy of this vault was fingerprinted, so nobody can be named.",
+            hint="Issue copies with:  earmark license issue",
+        )
+    return found
+
+
+def _traced(
+    suspect: Path, parent: Path | None, task_path: Path | None, fleets: list[Fleet], forms: int
+) -> tuple[Trace, Mapping[str, License]]:
+    """Trace a suspect by the keys of all networks; return what says most, with its copies.
+
+    Raises:
+        CarrierError: The suspect has the tensors of none of them.
+        UsageError: There is no task, or the parent is none of the networks, or a customer's copy.
     """
     from earmark.hosts.files import FilesHost
-    from earmark.locks.tracing import trace
+    from earmark.locks.tracing import fits, trace
 
-    host = FilesHost(suspect)
-    if parent is None:
-        return host, 1
-    if task_path is None:
-        raise UsageError("--parent needs --task, the task file with model().")
+    host: Host = FilesHost(suspect)
+    if parent is not None:
+        if task_path is None:
+            raise UsageError("--parent needs --task, the task file with model().")
+        first = FilesHost(parent)
+        fleets = [fleet for fleet in fleets if fits(first, fleet[0])]
+        if not fleets:
+            raise UsageError(f"'{parent}' is no network of which copies were fingerprinted.")
+        host = _aligned(host, first, task_path, fleets)
+    found, problem = [], None
+    for key, copies in fleets:
+        try:
+            found.append((trace(host, key, list(copies), forms=forms), copies))
+        except CarrierError as error:
+            problem = error
+    if not found:
+        assert problem is not None
+        raise problem
+    return max(found, key=lambda item: item[0].ranking[0].bits)
+
+
+def _aligned(suspect: Host, parent: FilesHost, task_path: Path, fleets: list[Fleet]) -> Host:
+    """Align a suspect to the copies' parent.
+
+    Raises:
+        UsageError: The parent is a customer's copy: whatever is aligned to a codeword comes to
+            resemble it, and its customer would be named for strangers' models.
+    """
     from earmark.hosts.align import align
     from earmark.hosts.graph import channels
+    from earmark.locks.tracing import trace
     from earmark.task import load_task
 
-    first = FilesHost(parent)
-    borne = trace(first, key, customers).named
-    if borne:
-        raise UsageError(
-            f"'{parent}' bears the fingerprint of copy {borne[0].name}.",
-            expected="The model that the copies were made from, without a fingerprint.",
-            hint="Aligned to a customer's copy, models of strangers come to bear his codeword.",
-        )
-    return align(host, first, channels(load_task(task_path).model())), 2
+    for key, copies in fleets:
+        borne = trace(parent, key, list(copies)).named
+        if borne:
+            raise UsageError(
+                f"'{parent.path}' bears the fingerprint of copy {borne[0].name}.",
+                expected="The model that the copies were made from, without a fingerprint.",
+                hint="Aligned to a customer's copy, models of strangers come to bear his codeword.",
+            )
+    return align(suspect, parent, channels(load_task(task_path).model()))

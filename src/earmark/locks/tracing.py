@@ -144,7 +144,7 @@ class Tracer:
             if name not in tensors or tensors[name].shape != cells.layer.shape:
                 raise CarrierError(
                     f"The copy lacks the key's tensor '{name}' {cells.layer.shape}.",
-                    hint="A tracing key, and with it a vault, serves copies of one network.",
+                    hint="A tracing key serves copies of one network.",
                 )
             tensors[name] = writer.stamp_tensor(tensors[name], cells, bits)
         return ArrayHost(tensors)
@@ -164,6 +164,15 @@ class Tracer:
             for layer in cells_of.layers(key.layout):
                 state[layer.name].copy_(torch.from_numpy(marked.tensor(layer.name)))
         return made
+
+
+def fits(host: Host, key: Key) -> bool:
+    """Tell whether a host has all tensors, in their shapes, that a tracing key writes to."""
+    names = set(host.tensor_names())
+    return all(
+        layer.name in names and host.tensor_shape(layer.name) == layer.shape
+        for layer in cells_of.layers(key.layout)
+    )
 
 
 @dataclass(frozen=True, slots=True)
