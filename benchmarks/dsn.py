@@ -231,8 +231,9 @@ def main() -> None:
 def options_of(args: argparse.Namespace, cell: str) -> str:
     """Return the settings of one cell that tell its rows from others."""
     shares = ",".join(f"{share:g}" for share in args.shares)
+    tries = f"{args.starts} starts, {args.steps} steps, {args.restarts} restarts"
     return {
-        "search": f"shares {shares}, {args.starts} starts, {args.steps} steps",
+        "search": f"shares {shares}, {tries}",
         "tune": f"shares {shares}",
         "overwrite": f"shares {shares}",
         "transfer": f"shares {shares}",

@@ -28,7 +28,7 @@ from earmark.records import Layout
 from earmark.training import train
 
 Row = dict[str, Any]
-LOCKS = ("dsn", "dsn-scans", "paper-raw", "paper-random")
+LOCKS = ("dsn", "dsn-unscanned", "paper-raw", "paper-random")
 zoo.NETWORKS.setdefault("mlp-128", lambda shape, classes: zoo.Mlp(shape, classes, hidden=128))
 RECIPES: dict[str, dict[str, Any]] = {
     "mlp-128": {"epochs": 5, "lr": 2e-3, "optimizer": "adamw", "weight_decay": 1e-4, "amp": None}
@@ -38,8 +38,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 def lock_of(name: str, epochs: int, first: int = 0, deny: float = 1.0) -> Lock:
     if name == "dsn":
         return Dsn(epochs=epochs, first=first, deny=deny)
-    if name == "dsn-scans":
-        return Dsn(epochs=epochs, first=first, deny=deny, scans=16)
+    if name == "dsn-unscanned":
+        return Dsn(epochs=epochs, first=first, deny=deny, scans=0)
     return DsnPaper(epochs=epochs, wrong="raw" if name == "paper-raw" else "random")
 
 

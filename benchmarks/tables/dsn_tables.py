@@ -20,7 +20,7 @@ WORKS = {
 }
 LOCKS = {
     "dsn": "default",
-    "dsn-scans": "default, 16 scans",
+    "dsn-unscanned": "default, no scans",
     "paper-random": "paper, random",
     "paper-raw": "paper, raw",
 }
@@ -37,14 +37,28 @@ def _groups(rows: Iterable[dict], *keys: str) -> dict[tuple, list[dict]]:
     return found
 
 
+SETTING = ("images_trained", "epochs")
+
+
 def _locked(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Group rows by task and lock, in the order of the names above."""
-    found = _groups(rows, "network", "data", "lock")
+    """Group rows by task, lock and setting, in the order of the names above.
+
+    The setting stands beside the task's name where it is not the one of the task's first table.
+    """
+    usual = {
+        (row["network"], row["data"]): tuple(row[key] for key in SETTING)
+        for row in _rows("numbers", "D1")
+        if row["lock"] == "dsn"
+    }
+    found = _groups(rows, "network", "data", "lock", *SETTING)
     ordered = {}
-    for (network, data), name in WORKS.items():
+    for work, name in WORKS.items():
         for lock, kind in LOCKS.items():
-            if (network, data, lock) in found:
-                ordered[name, kind] = found[network, data, lock]
+            for (*key, images, epochs), group in found.items():
+                if tuple(key) == (*work, lock):
+                    other = usual.get(work, (images, epochs)) != (images, epochs)
+                    setting = f" ({images:,} samples, {epochs} epochs)" if other else ""
+                    ordered[name + setting, kind] = group
     return ordered
 
 
@@ -128,17 +142,18 @@ def keys() -> str:
 
 def _half(row: dict) -> float:
     """Return the accuracy half-way between chance and the right number, for one row's lock."""
-    for first in _rows("numbers", "D1"):
-        if all(first[key] == row[key] for key in ("network", "data", "lock", "seed")):
-            return (first["valid"] + first["chance"]) / 2
-    return 47.5
+    same = ("network", "data", "lock", "seed", *SETTING)
+    first = next(
+        first for first in _rows("numbers", "D1") if all(first[key] == row[key] for key in same)
+    )
+    return (first["valid"] + first["chance"]) / 2
 
 
 def search() -> str:
     """Return D4: what searches found."""
     lines = []
     for name, rows in _locked(_rows("search", "D4 search")).items():
-        for (way, share), found in _groups(rows, "way", "share").items():
+        for (way, share, _), found in _groups(rows, "way", "share", "options").items():
             opened = sum(row["accuracy"] >= _half(row) for row in found)
             lines.append(
                 [
@@ -248,14 +263,14 @@ def customers() -> str:
     """Return the ways to many customers, and whom each copy opens to."""
     lines = []
     for name, rows in _locked(_rows("customers", "unlock matrix")).items():
-        pooled = _groups(_rows("customers", "D8 pooled numbers"), "network", "data", "way")
-        for (way,), found in _groups(rows, "way").items():
+        mixes = _locked(_rows("customers", "D8 pooled numbers")).get(name, [])
+        for (way, _), found in _groups(rows, "way", "customers").items():
             good = [row for row in found if row.get("possible", True)]
             if not good:
                 lines.append([name[0], way, *["", "", "", "", "", "", "", "not possible"]])
                 continue
             first = good[0]
-            mixed = pooled.get((first["network"], first["data"], way), [])
+            mixed = [row for row in mixes if row["way"] == way]
             shares = [row["cost_share"] for row in good if "cost_share" in row]
             each = statistics.median(row["cpu_seconds_each"] for row in good)
             lines.append(

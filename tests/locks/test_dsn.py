@@ -280,10 +280,12 @@ def test_near_misses_that_open_are_found_while_training():
     due = []
     for step in range(100):
         loss.step = step
-        due.append(loss._scan_due())
+        due.append(loss._scan_due(model))
     assert (sum(due), any(due[:42])) == (16, False)
+    loss.step = due.index(True)
     loss.entry = Pixels(torch.arange(16), bits=16, low=0.0, high=1.0)
-    assert not loss._scan_due()
+    assert not loss._scan_due(Table(3, 0))  # dense on pixels
+    assert loss._scan_due(nn.Conv2d(1, 2, 3))
 
 
 def test_soft_relus_compute_the_same():

@@ -62,9 +62,9 @@ command.add_command(locking.command)
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
-    default=3,
+    default=6,
     show_default=True,
-    help="With --teacher: how long.",
+    help="With --teacher: how long; half as long as the parent was trained is enough.",
 )
 @click.option("--force", is_flag=True, help="Replace existing output files.")
 @options.vault_option

@@ -50,7 +50,7 @@ class Dsn(Lock):
         deny: Weight of the refusal.
         rounds: How often attacks search for numbers during training; what they find is refused.
         scans: How often all near misses are tried during training; those refused least are trained
-            more. By default 16 for tokens and columns, and none for pixels.
+            more. By default 16, and none for dense networks on pixels, which hold without.
         mix: Shares of wrong numbers.
 
     Raises:
@@ -174,7 +174,7 @@ class LockLoss:
             self.refusal = stream.integer(target.shape[1])
         if self._duel_due():
             self._duel(model, batch)
-        if self._scan_due():
+        if self._scan_due(model):
             self.negatives.watch(self._open(model, batch))
         right = self.entry.present(batch, self.code)
         wrong = self.negatives.batch(batch, progress)
@@ -203,11 +203,12 @@ class LockLoss:
         marks = {round(self.total * (0.45 + 0.5 * i / max(1, rounds))) for i in range(rounds)}
         return self.step in marks
 
-    def _scan_due(self) -> bool:
+    def _scan_due(self, model: nn.Module) -> bool:
         """Tell whether near misses are tried now: evenly, once the training has come near them."""
         scans = self.lock.scans
         if scans is None:
-            scans = 0 if isinstance(self.entry, Pixels) else SCANS
+            dense = all(parameter.ndim < 3 for parameter in model.parameters())
+            scans = 0 if dense and isinstance(self.entry, Pixels) else SCANS
         marks = {round(self.total * (0.42 + 0.56 * i / max(1, scans))) for i in range(scans)}
         return self.step in marks
 
@@ -225,7 +226,7 @@ class LockLoss:
                 refused = functional.log_softmax(scores, 1)[:, self.refusal]
                 found.append(refused.view(len(part), -1).mean(1))
         model.train(training)
-        return near[torch.cat(found).argsort()[:WATCHED]]
+        return near[torch.cat(found).argsort()[:WATCHED].cpu()]
 
     def _duel(self, model: nn.Module, batch: batches.Tree) -> None:
         """Let attacks search for numbers, and refuse from now on what they find."""
