@@ -56,8 +56,9 @@ def _locked(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
         for lock, kind in LOCKS.items():
             for (*key, images, epochs), group in found.items():
                 if tuple(key) == (*work, lock):
-                    other = usual.get(work, (images, epochs)) != (images, epochs)
-                    setting = f" ({images:,} samples, {epochs} epochs)" if other else ""
+                    first = usual.get(work, (images, epochs))
+                    setting = f", {images:,} images" if images != first[0] else ""
+                    setting += f", {epochs} epochs" if epochs != first[1] else ""
                     ordered[name + setting, kind] = group
     return ordered
 
@@ -143,10 +144,10 @@ def keys() -> str:
 def _half(row: dict) -> float:
     """Return the accuracy half-way between chance and the right number, for one row's lock."""
     same = ("network", "data", "lock", "seed", *SETTING)
-    first = next(
-        first for first in _rows("numbers", "D1") if all(first[key] == row[key] for key in same)
-    )
-    return (first["valid"] + first["chance"]) / 2
+    for first in _rows("numbers", "D1"):
+        if all(first[key] == row[key] for key in same):
+            return (first["valid"] + first["chance"]) / 2
+    return 47.5
 
 
 def search() -> str:
@@ -267,7 +268,7 @@ def customers() -> str:
         for (way, _), found in _groups(rows, "way", "customers").items():
             good = [row for row in found if row.get("possible", True)]
             if not good:
-                lines.append([name[0], way, *["", "", "", "", "", "", "", "not possible"]])
+                lines.append([*name, way, *[""] * 7, "not possible"])
                 continue
             first = good[0]
             mixed = [row for row in mixes if row["way"] == way]
@@ -275,7 +276,7 @@ def customers() -> str:
             each = statistics.median(row["cpu_seconds_each"] for row in good)
             lines.append(
                 [
-                    name[0],
+                    *name,
                     way,
                     f"{first['customers']}",
                     f"{len(good)}",
@@ -286,8 +287,8 @@ def customers() -> str:
                     f"{each:.3f} s" + (f", {100 * max(shares):.2g} %" if shares else ""),
                 ]
             )
-    head = ["task", "way", "customers", "seeds", "lost to the parent", "foreign numbers"]
-    head += ["one wrong bit", "three pooled", "cost of one more"]
+    head = ["task", "lock", "way", "customers", "seeds", "lost to the parent"]
+    head += ["foreign numbers", "one wrong bit", "three pooled", "cost of one more"]
     return _table(head, lines)
 
 
