@@ -10,6 +10,7 @@ Run it again and it goes on where it stopped: finished cells stand in the rows f
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import json
@@ -146,6 +147,7 @@ def attacks(key: Key, network: str, *, overwrite: dict[str, Any]) -> dict[str, A
         "reset-three": ResetTail(layers=3),
         "overwrite-double": Overwrite(settings_of_scheme=overwrite, strength=2.0, inputs=2560),
         "collapse-100": Collapse(weight=100.0, epochs=10, taps=known),
+        "collapse-everywhere-30": dataclasses.replace(everywhere, weight=30.0, epochs=10),
         "collapse-10": Collapse(weight=10.0, taps=known),
         "collapse-truth-30": Collapse(weight=30.0, truth=True, epochs=10, taps=known),
         "scramble-noise-1": Scramble(taps=known),

@@ -26,11 +26,14 @@ ASKED: dict[str, str] = {
     "obfuscate": "as released",
     "overwrite": "128",
     "erase-half": "64",
+    "scramble-noise-1": "64, or 20 above 2 points",
+    "scramble-own-1": "64, or 20 above 2 points",
     "scramble-noise-10": "20, up to 5 points",
     "scramble-own-10": "20, up to 5 points",
     "collapse-3": "64",
     "collapse-30": "64",
     "collapse-everywhere": "64",
+    "collapse-everywhere-30": "64, or 20 above 2 points",
     "collapse-100": "20",
     "distill-features": "64",
     "distill": "not claimed",
@@ -39,10 +42,17 @@ ASKED: dict[str, str] = {
 }
 
 
+def _settings(row: dict) -> str:
+    named = {
+        name: " and ".join(value) if isinstance(value, list) else value
+        for name, value in row["settings"].items()
+    }
+    return ", ".join(f"{k} {v}" for k, v in sorted(named.items())) or "the default"
+
+
 def _label(row: dict) -> str:
-    settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items())) or "the default"
     size = f"{row['images']:,} images, {row['epochs']} epochs"
-    return f"{row['network']}, {row['data']}, {size}; {settings}"
+    return f"{row['network']}, {row['data']}, {size}; {_settings(row)}"
 
 
 def _bits(row: dict) -> float:
@@ -102,8 +112,7 @@ def cost() -> str:
     groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows_of("mtlsign"):
         if row["attack"] == "cost":
-            settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
-            groups.setdefault((row["network"], settings or "the default"), []).append(row)
+            groups.setdefault((row["network"], _settings(row)), []).append(row)
     for (network, settings), some in groups.items():
         step = spread([row["step_ratio"] for row in some], 3)
         verify = spread([row["verification_ratio"] for row in some], 3)
@@ -141,8 +150,7 @@ def stealth() -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows_of("mtlsign_stealth"):
-        settings = ", ".join(f"{k} {v}" for k, v in sorted(row["settings"].items()))
-        settings = settings or "the default"
+        settings = _settings(row)
         if row.get("force"):
             settings += f"; held to a twin's weights, force {row['force']:g}"
         if row.get("resemble"):
