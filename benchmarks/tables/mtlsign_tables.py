@@ -41,6 +41,15 @@ ASKED: dict[str, str] = {
     "twin": "none",
 }
 
+KINDS_SETTINGS = {
+    "triggers": 256,
+    "shards": 4,
+    "directions": 2,
+    "share": 0.25,
+    "weight": 0.1,
+    "settle": 0.0,
+}
+
 
 def _settings(row: dict) -> str:
     named = {
@@ -175,7 +184,9 @@ def kinds() -> str:
     """Return the table of kinds of network."""
     groups: dict[tuple[str, int], list[dict]] = {}
     for row in rows_of("mtlsign_kinds"):
-        groups.setdefault((row["network"], row["epochs"]), []).append(row)
+        other = {k: v for k, v in row["settings"].items() if v != KINDS_SETTINGS[k]}
+        name = row["network"] + (f"; {_settings({'settings': other})}" if other else "")
+        groups.setdefault((name, row["epochs"]), []).append(row)
     lines = [
         "| kind | epochs | seeds | utility without the mark | with it | bits | fine-tuned | "
         "pruned 65 % | unmarked |",
