@@ -87,6 +87,8 @@ def test_taps_are_chosen_by_glob_and_suggested() -> None:
         taps.default_taps(nn.Sequential(nn.Linear(2, 2)))
     assert taps.last_features(model) == ("fc",)
     assert taps.last_features(zoo.ResNet((1, 8, 8), 10, width=4)) == ("head:in",)
+    single = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert taps.last_features(single) == ("2:in",)  # layer 0 is linear in the inputs
     with pytest.raises(HostError):
         taps.last_features(nn.Sequential(nn.Linear(2, 2)))
 

@@ -141,7 +141,8 @@ def last_features(model: nn.Module) -> tuple[str, ...]:
     """Return the tap of the last hidden features: the last dense hidden layer, or the head's input.
 
     Where convolutions or attention come right before the head, what flows into the head has been
-    through the norms, sums and pooling that follow them.
+    through the norms, sums and pooling that follow them. Where the dense layer is the first of all,
+    what it gives is linear in the inputs and holds few labels, and the head's input is taken.
 
     Raises:
         HostError: The model has fewer than two layers with weights.
@@ -150,8 +151,9 @@ def last_features(model: nn.Module) -> tuple[str, ...]:
         >>> last_features(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2)))
         ('2:in',)
     """
-    *_, last, head = _weighted(model)
-    return (last,) if isinstance(layer(model, last), nn.Linear) else (head + INPUT,)
+    *before, last, head = _weighted(model)
+    dense = before and isinstance(layer(model, last), nn.Linear)
+    return (last,) if dense else (head + INPUT,)
 
 
 def _weighted(model: nn.Module) -> list[str]:
