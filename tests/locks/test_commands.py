@@ -68,6 +68,9 @@ def test_from_issue_to_trace_to_revocation(shop, capsys, tmp_path):
     assert (code, found["named"], found["outcome"]) == (3, [], "inconclusive")
     assert call(capsys, "license", "renew", "2", "--days", "9", "-o", "bolt2.license")[0] == 0
     assert call(capsys, "license", "revoke", "1", "--reason", "leaked")[0] == 0
+    assert run(["ledger", "log"]) == 0
+    told = [row.split()[-3:] for row in capsys.readouterr().out.splitlines()[-2:]]
+    assert told == [["license-issued/1", "license", "2"], ["license-revoked/1", "license", "1"]]
     code, found = call(capsys, "license", "list")
     assert [row["state"] for row in found["licenses"]] == ["revoked: leaked", "valid"]
     more = ["--serial-file", "acme.serial", "--check"]

@@ -59,6 +59,8 @@ def log(*, where: str | None, vault_path: Path, as_json: bool) -> int:
         body = parse(record)
         entries.append(body)
         about = body if isinstance(body, dict) else {}
+        signed = about.get("record")
+        about = signed if isinstance(signed, dict) else about
         kind = str(about.get("schema") or about.get("type") or "?").removeprefix("earmark/")
         rows.append([f"#{index}", str(about.get("created", "")), kind, _gist(about)])
     lines = table(rows, head=["entry", "created (claimed)", "record", "about"])
@@ -69,6 +71,8 @@ def _gist(body: dict[str, Json]) -> str:
     listed = body.get("files")
     if isinstance(listed, dict):
         return ", ".join(listed)
+    if "serial" in body:
+        return f"license {body['serial']}"
     return str(body.get("commitment", body.get("suspect", "")))[:16]
 
 
