@@ -33,6 +33,7 @@ import numpy as np
 from earmark.errors import (
     CarrierError,
     EarmarkError,
+    HostError,
     KeyLayoutError,
     UsageError,
 )
@@ -430,6 +431,7 @@ def stamp_files(
         FileError, FormatError: The source is missing, truncated or lies.
         OutputError: The target cannot be written.
         CarrierError: The source lacks the key's carrier.
+        HostError: A carrier tensor has numbers that are not finite.
         UsageError: A carrier tensor is quantized, or a target file exists.
     """
     from earmark.hosts.rewrite import rewrite
@@ -442,6 +444,11 @@ def stamp_files(
         found = cells_of.reveal(wanted[name], key.shards, key.layout.shards)
         if found is None or values.shape != found.layer.shape:
             raise _lacking(name, values.shape, wanted[name])
+        if not np.isfinite(values).all():
+            raise HostError(
+                f"Tensor '{name}' has numbers that are not finite; no mark fits there.",
+                hint="Mend the weights, or name other tensors with the setting carrier.",
+            )
         bits = found.pads * message[found.numbers + found.layer.first]
         return scheme.stamp_tensor(values, found, bits)
 
