@@ -172,7 +172,7 @@ def _make(kind: str, name: str, settings: Mapping[str, Any]) -> Any:  # Any: as 
 _PLAIN: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "A whole number."),
     "float": ((int, float), "A number."),
-    "str": ((str,), "A word."),
+    "str": ((str,), "A word; one that reads as a number in quotes: '\"12\"'."),
     "bool": ((bool,), "true or false."),
 }
 

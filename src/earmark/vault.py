@@ -143,7 +143,7 @@ class Vault:
         if not (folder / "vault.json").is_file():
             raise FileError(
                 f"There is no vault at '{folder}'.",
-                hint="Pass --vault, or make one with:  earmark protect",
+                hint="Pass --vault, or make one with:  earmark protect  or  earmark stamp",
             )
         about = codec.parse(files.read_bytes(folder / "vault.json", limit=1 << 16))
         if (

@@ -109,7 +109,7 @@ def test_a_battery_adds_its_attacks_once():
 def test_reports_all_mistakes_of_a_plan_at_once():
     with pytest.raises(UsageError) as caught:
         Plan.of({"schemes": ["depwater"], "attacks": ["prune:1"], "sedes": [1], "networks": []})
-    for word in ("depwater", "preset '1'", "sedes"):
+    for word in ("depwater", "preset '1'. It has: ", "sedes"):
         assert word in str(caught.value)
     with pytest.raises(UsageError) as caught:
         Plan.of({"schemes": ["deepwater"], "networks": ["mpl"], "data": ["digit"]})

@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ import torch
 from earmark.attacks.base import Budget
 from earmark.attacks.obfuscate import Permute
 from earmark.bench import zoo
+from earmark.cli import protect
 from earmark.hosts.files import save_release
 from earmark.hosts.suspects import load_suspect
+from earmark.registry import scheme
 from earmark.task import load_task
 from earmark.vault import Vault
 
@@ -100,6 +103,16 @@ def test_a_mark_that_is_too_weak_is_not_called_done(desk, earmark, tmp_path) -> 
     assert "DO NOT RELEASE" in out
     assert "the task has 1,408 training samples" in err.lower()
     assert "--set triggers=512 --set share=0.25" in err
+
+
+def test_settings_that_were_given_are_not_advised_again(desk) -> None:
+    task = load_task(desk.task)
+    said = []
+    bars = SimpleNamespace(note=said.append)
+    protect.fresh_key(task, scheme("mtlsign", triggers=512), bars)
+    assert said == []
+    protect.fresh_key(task, scheme("mtlsign", triggers=1024), bars)
+    assert "--set triggers=512" in said[0]
 
 
 def test_an_innocent_model_is_not(desk, innocent, earmark) -> None:

@@ -135,6 +135,15 @@ def test_a_stolen_and_an_innocent_service_are_told_apart(shop, earmark_json, tmp
         assert service.asked == 100
 
 
+def test_a_service_that_never_answered_is_asked_for_in_another_way(shop, earmark) -> None:
+    folder, stolen, _ = shop
+    with serving(stolen) as (service, url):
+        service.works = 0
+        code, _, err = earmark(*_ask(folder, url))
+    assert code == 5
+    assert "that the adapter asks as the service wants" in err
+
+
 def test_an_interrupted_run_goes_on_and_asks_nothing_twice(shop, earmark, earmark_json) -> None:
     folder, stolen, _ = shop
     with serving(stolen) as (service, url):

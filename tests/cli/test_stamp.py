@@ -79,13 +79,31 @@ def test_bad_input_leaves_nothing_behind(earmark, weights, tmp_path):
         ([tmp_path / "nothing.safetensors", "-o", tmp_path / "new"], "does not exist"),
         ([path, "-o", tmp_path / "new", "--set", "margin=99"], "margin 99"),
         ([path, "-o", tmp_path / "new", "--set", "payload=" + "ff" * 40], ""),
+        ([path, "-o", tmp_path / "new", "--set", "payload=12"], "in quotes"),
     ):
         code, _, err = earmark("stamp", *arguments, *common)
         assert code in (2, 5), err
         assert said in err
+    small = tmp_path / "small.safetensors"
+    write_tensors(small, {"fc.weight": np.ones((16, 16), np.float32)})
+    for more in ([], ["--set", "carrier=*.weight"]):
+        code, _, err = earmark("stamp", small, "-o", tmp_path / "new", *common, *more)
+        assert code == 2
+        assert "carrier=head.weight" in err
     assert not vault.exists()
     assert not (tmp_path / "new").exists()
     assert [item.name for item in full.iterdir()] == ["notes.txt"]
+
+
+def test_weights_that_are_not_finite_are_named(earmark, weights, tmp_path):
+    path, tensors = weights
+    tensors["last.weight"][0, 0, 0, 0] = np.nan
+    write_tensors(path, tensors, overwrite=True)
+    folder = tmp_path / "release"
+    code, _, err = earmark("stamp", path, "-o", folder, "--owner", "A", "--vault", tmp_path / "v")
+    assert code == 5
+    assert "'last.weight' has numbers that are not finite" in err
+    assert not list(folder.glob("*"))
 
 
 def test_reordered_neurons_are_brought_back_by_the_weights_before(earmark, tmp_path):

@@ -126,7 +126,7 @@ def test_a_patch_stays_in_one_corner_and_the_published_one_bottom_right():
 def test_inputs_without_a_way_in_are_refused():
     with pytest.raises(HostError):
         layout_of(torch.zeros(2, 3, 4), bits=16, repeat=1, place="patch", tokens=(0, 1))
-    with pytest.raises(CapacityError):
+    with pytest.raises(CapacityError, match="setting bits"):
         layout_of(torch.rand(2, 1, 8, 8), bits=64, repeat=1, place="patch", tokens=(0, 1))
     with pytest.raises(CapacityError):
         layout_of(torch.zeros(2, 5).long(), bits=10, repeat=1, place="patch", tokens=(9, 8))

@@ -110,6 +110,7 @@ def test_a_network_of_convolutions_is_distilled_from_the_teacher(sold, shop, cap
     code, found = issue(capsys, "acme", "--task", "task.py")
     assert (code, found["outcome"]) == (5, "error")
     assert "moving weights" in json.dumps(found["error"])
+    assert "Pass --teacher" in json.dumps(found["error"])
     assert not (tmp_path / "acme").exists()
     more = ["--task", "task.py", "--teacher", "parent.safetensors", "--epochs", "1"]
     code, found = issue(capsys, "acme", *more)

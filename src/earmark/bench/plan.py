@@ -190,7 +190,7 @@ def _each(items: Sequence[Any], kind: str, problems: list[str]) -> list[tuple[St
         try:
             found.append(parse(item, kind=kind))
         except EarmarkError as error:
-            problems.append(f"{error.what} {error.hint}".strip())
+            problems.append(f"{error.what} {error.hint or error.expected}".rstrip(" ."))
     return found
 
 

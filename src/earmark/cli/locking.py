@@ -148,7 +148,6 @@ def copy_of(
 
     Raises:
         HostError: The weights cannot be moved, and there is no teacher.
-        KeyLayoutError: Likewise.
     """
     from earmark.hosts.files import save_release
     from earmark.hosts.suspects import load_suspect
@@ -157,9 +156,11 @@ def copy_of(
     model, way = load_suspect(task.model(), weights), "weights moved"
     try:
         made = rekey(model, parent.layout, parent.serial, serial)
-    except (HostError, KeyLayoutError):
+    except (HostError, KeyLayoutError) as error:
         if teacher is None:
-            raise
+            raise HostError(
+                error.what, hint="Pass --teacher, your unlocked weights, to distil the copy from."
+            ) from error
         made = registry.lock(parent.lock, epochs=epochs).fit(
             task,
             load_suspect(task.model(), teacher),

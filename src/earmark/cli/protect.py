@@ -317,22 +317,25 @@ def fresh_key(task: Task, scheme: Scheme, bars: Bars) -> Key:
     if wanted:
         inputs = candidates(task, most=wanted, seed=secrets.randbelow(1 << 31))
         held = batches.size(inputs)
-        if held < wanted:
+        advice = _fewer(scheme, held) if held < wanted else ""
+        if advice:
             bars.note(
                 f"The task has {held:,} training samples; {scheme.name} would choose the key's "
-                f"inputs among {wanted:,} with these settings. {_fewer(scheme, held)}"
+                f"inputs among {wanted:,} with these settings. {advice}"
             )
     return scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
 
 
 def _fewer(scheme: Scheme, held: int) -> str:
-    """Say what to ask for where the samples are few, in the words of the command line."""
+    """Say what to ask for where the samples are few, or nothing where that was asked for."""
     from earmark.schemes.mtlsign import MtlSign
 
     least = 256
     if not isinstance(scheme, MtlSign) or held < 2 * least:
         return "Ask for fewer of them if the mark turns out weak."
     kept = max(least, 1 << (2 * held // 5).bit_length() - 1)
+    if scheme.triggers <= kept:
+        return ""
     return (
         "If the mark turns out weak, add  "
         f"--set triggers={kept} --set share=0.25 --set weight=0.5 --force  to keep fewer and mark "

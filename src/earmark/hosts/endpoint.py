@@ -140,7 +140,9 @@ class EndpointHost(Host):
         done = len(self.transcript.answers)
         raise NetworkError(
             f"'{self._address.hostname}' did not answer question {done + 1}: {problem}.",
-            hint=f"{done} answers are in the transcript; run again with it to go on.",
+            hint=f"{done} answers are in the transcript; run again with it to go on."
+            if done
+            else "Check the address, and that the adapter asks as the service wants to be asked.",
         )
 
     def _pace(self) -> None:

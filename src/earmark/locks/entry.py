@@ -203,6 +203,7 @@ def layout_of(
             raise CapacityError(
                 f"{bits} bits of {repeat} pixels do not fit images of {area} pixels.",
                 expected=f"At most a quarter of them: {area // 4}.",
+                hint="Take a shorter code with the setting bits, at least 16, or larger images.",
             )
         low, high = float(inputs.min()), float(inputs.max())
         shape = list(inputs.shape[2:])

@@ -211,7 +211,7 @@ def allot(shapes: Mapping[str, tuple[int, ...]], *, per_bit: int, most: int) -> 
         raise CapacityError(
             f"This model has no carrier: no weight matrix or convolution of {LEAST_WEIGHTS:,} or "
             "more entries besides its head and embeddings.",
-            hint="Name tensors yourself:  carrier=('*.weight',).",
+            hint="A head or embedding of that size may be named: the setting carrier=head.weight.",
         )
     wanted = {
         name: max(1, min(MOST_CELLS, round(math.prod(shape) / per_bit)))
