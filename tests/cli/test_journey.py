@@ -101,6 +101,7 @@ def test_a_mark_that_is_too_weak_is_not_called_done(desk, earmark, tmp_path) -> 
     )  # fmt: skip
     assert code == 0
     assert "DO NOT RELEASE" in out
+    assert "raise share and weight" in out
     assert "the task has 1,408 training samples" in err.lower()
     assert "--set triggers=512 --set share=0.25" in err
 

@@ -93,6 +93,20 @@ def test_taps_are_chosen_by_glob_and_suggested() -> None:
         taps.last_features(nn.Sequential(nn.Linear(2, 2)))
 
 
+def test_padded_sequences_are_read_as_in_training() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2)
+    inputs, padded = torch.randn(3, 5, 8), torch.arange(5) > torch.tensor([[4], [2], [3]])
+    found = []
+    for mode in (True, False):
+        with torch.no_grad(), taps.reading(encoder.train(mode), ["layers.0", "layers.1"]) as seen:
+            encoder(inputs, src_key_padding_mask=padded)
+        found.append(seen)
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value)
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
 def test_features_are_pooled_and_nothing_is_left_behind(name) -> None:
     model, inputs = zoo.tiny_hosts()[name]

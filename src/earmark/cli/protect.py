@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 _WANTED = 128
 _SAMPLES = 1024  # for a scheme that needs inputs and names no number
 _LONG = 12
+_ASKED = "Train longer, or show the model the key's inputs more often: lower every."
+_BETTER = {
+    "mtlsign": "Train longer, mark more strongly (raise share and weight), or, where the task has "
+    "few samples, keep fewer of them (lower triggers).",
+    "deepsigns-blackbox": _ASKED,
+    "adi": _ASKED,
+    "": "Train longer, or mark more strongly.",
+}
 
 
 @click.command(
@@ -165,11 +173,7 @@ def _lines(
             f"#{registration.release_receipts[-1].index} release",
         ),
     ]
-    better = (
-        "Train longer, mark more strongly (mtlsign: raise share and weight), or, where the task "
-        "has few samples, keep fewer of them (mtlsign: lower triggers)."
-    )
-    return lines + strength(verdict, better)
+    return lines + strength(verdict, _BETTER.get(key.layout.scheme, _BETTER[""]))
 
 
 def strength(verdict: Verdict, better: str) -> list[str]:

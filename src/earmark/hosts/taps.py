@@ -82,6 +82,8 @@ def reading(model: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]
     """Collect the pooled outputs of named layers in every forward pass inside the block.
 
     The dict holds the latest pass, with its autograd graph if there is one. No hook is left.
+    Attention takes no fast path inside: that drops padded steps, which training does not, and gives
+    nested tensors.
 
     Raises:
         CarrierError: A tap matches no layer.
@@ -114,9 +116,12 @@ def reading(model: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]
         else module.register_forward_hook(keep(name))
         for name, module in targets
     ]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield seen
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
 
