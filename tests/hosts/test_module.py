@@ -57,6 +57,8 @@ def test_sample_digests_see_every_bit_and_the_type() -> None:
         lambda: batches.leaves(("text",)),
         lambda: batches.size((torch.zeros(2), torch.zeros(3))),
         lambda: batches.join([torch.zeros(2, 3), torch.zeros(2, 4)]),
+        lambda: batches.join([torch.zeros(2, 3), (torch.zeros(2, 3), torch.zeros(2))]),
+        lambda: batches.join([{"x": torch.zeros(2)}, {"y": torch.zeros(2)}]),
         lambda: batches.transform(3, torch.neg),
     ],
 )

@@ -9,7 +9,7 @@ import click
 
 from earmark import files, registry
 from earmark.cli import options
-from earmark.cli.output import Bars, emit
+from earmark.cli.output import Bars, emit, many
 
 if TYPE_CHECKING:
     from earmark.attacks.base import Attack
@@ -103,7 +103,7 @@ def command(
     table = found.table()
     if output is not None:
         files.write_bytes(output, (table + "\n").encode(), overwrite=force)
-    lines = [f"{found.scheme} on {found.task}, {seeds} seeds", "", table]
+    lines = [f"{found.scheme} on {found.task}, {many(seeds, 'seed')}", "", table]
     return emit("metrics", lines, found.to_json(), as_json=as_json)
 
 

@@ -107,8 +107,8 @@ def verdict_lines(verdict: Verdict, evidence: Evidence, *, exact: bool = True) -
         *_null_lines(verdict, evidence, exact=exact),
         line(
             "tried",
-            f"{_many(evidence.tried.keys, 'key')}, {_many(evidence.tried.suspects, 'suspect')}, "
-            f"{_many(evidence.tried.forms, 'form')} (charged)",
+            f"{many(evidence.tried.keys, 'key')}, {many(evidence.tried.suspects, 'suspect')}, "
+            f"{many(evidence.tried.forms, 'form')} (charged)",
         ),
         line(
             "power",
@@ -137,8 +137,14 @@ def _probability(value: float) -> str:
     return "> 0.999" if value > 0.999 else f"{value:.3f}"
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def many(count: int, what: str, plural: str = "") -> str:
+    """Return a number of things in words.
+
+    Example:
+        >>> many(1, "key"), many(2, "copy", "copies")
+        ('1 key', '2 copies')
+    """
+    return f"{count:,} {what if count == 1 else plural or f'{what}s'}"
 
 
 def table(rows: Sequence[Sequence[Any]], *, head: Sequence[str]) -> list[str]:  # Any: cells

@@ -10,7 +10,7 @@ import click
 
 from earmark.cli import options
 from earmark.cli.license import copy_name, held_licenses, tracing_keys
-from earmark.cli.output import EXIT, emit, line, table
+from earmark.cli.output import EXIT, emit, line, many, table
 from earmark.codec import Json
 from earmark.errors import CarrierError, UsageError
 from earmark.records import License, Outcome, now
@@ -92,7 +92,10 @@ def command(
     lines = [
         head,
         *table(rows, head=["customer", "license", "bits", ""]),
-        line("asked for", f"{NAMED_BITS:g} bits net of {len(copies)} customers, {forms} forms"),
+        line(
+            "asked for",
+            f"{NAMED_BITS:g} bits net of {many(len(copies), 'copy', 'copies')}, {many(forms, 'form')}",
+        ),
         line("read", f"{found.read} of {found.length} bits of the code"),
         *(line("note", note) for note in found.notes),
         line("says not", "that anybody who is not named is innocent"),

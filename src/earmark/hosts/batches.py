@@ -85,15 +85,26 @@ def join(trees: Sequence[Tree]) -> Tree:
     """Join batches of the same shape along axis 0.
 
     Raises:
-        HostError: They differ in shape.
+        HostError: They differ in shape or in their parts.
     """
     first = trees[0]
+    parts = sorted({", ".join(sorted(leaves(tree))) for tree in trees})
+    if len(parts) > 1:
+        raise HostError(
+            f"Batches with parts {' and '.join(f'({part})' for part in parts)} cannot be joined.",
+            hint="Give a key's inputs as the task's batches are, targets included.",
+        )
     if isinstance(first, Tensor):
         try:
             return torch.cat(list(trees))
         except (RuntimeError, TypeError) as error:
-            shapes = sorted({tuple(tree.shape[1:]) for tree in trees})
-            raise HostError(f"Batches with sample shapes {shapes} cannot be joined.") from error
+            shapes = sorted(
+                {tuple(part.shape[1:]) for tree in trees for part in leaves(tree).values()}
+            )
+            raise HostError(
+                f"Batches with sample shapes {shapes} cannot be joined.",
+                hint="Pad all samples to one length, not each batch to its own.",
+            ) from error
     if isinstance(first, dict):
         return {name: join([tree[name] for tree in trees]) for name in first}
     if isinstance(first, (tuple, list)):
