@@ -88,14 +88,12 @@ def command(
         for mark in ("<- named" if item.name in named else "",)
     ]
     people = ", ".join(sorted({copies[name].customer for name in named}))
+    tried = f"{many(len(copies), 'copy', 'copies')}, {many(forms, 'form')}"
     head = line("NAMED", people) if named else line("CANNOT TELL", "nobody's copy stands out")
     lines = [
         head,
         *table(rows, head=["customer", "license", "bits", ""]),
-        line(
-            "asked for",
-            f"{NAMED_BITS:g} bits net of {many(len(copies), 'copy', 'copies')}, {many(forms, 'form')}",
-        ),
+        line("asked for", f"{NAMED_BITS:g} bits net of {tried}"),
         line("read", f"{found.read} of {found.length} bits of the code"),
         *(line("note", note) for note in found.notes),
         line("says not", "that anybody who is not named is innocent"),

@@ -142,7 +142,7 @@ class EndpointHost(Host):
             f"'{self._address.hostname}' did not answer question {done + 1}: {problem}.",
             hint=f"{done} answers are in the transcript; run again with it to go on."
             if done
-            else "Check the address, and that the adapter asks as the service wants to be asked.",
+            else "Check that the adapter asks as the service wants to be asked; then run again.",
         )
 
     def _pace(self) -> None:
