@@ -144,10 +144,10 @@ def keys() -> str:
 def _half(row: dict) -> float:
     """Return the accuracy half-way between chance and the right number, for one row's lock."""
     same = ("network", "data", "lock", "seed", *SETTING)
-    for first in _rows("numbers", "D1"):
-        if all(first[key] == row[key] for key in same):
-            return (first["valid"] + first["chance"]) / 2
-    return 47.5
+    first = next(
+        first for first in _rows("numbers", "D1") if all(first[key] == row[key] for key in same)
+    )
+    return (first["valid"] + first["chance"]) / 2
 
 
 def search() -> str:
@@ -355,9 +355,15 @@ def innocents() -> str:
     )
 
 
+def _drawn(cell: str, what: str) -> dict[tuple[str, str], list[dict]]:
+    """Group the rows that pictures show: all but those of locks without scans, for clarity."""
+    rows = [row for row in _rows(cell, what) if row["lock"] != "dsn-unscanned"]
+    return _locked(rows)
+
+
 def _hamming() -> dict[str, list[tuple[float, float]]]:
     series = {}
-    for (name, kind), rows in _locked(_rows("curve", "Hamming curve")).items():
+    for (name, kind), rows in _drawn("curve", "Hamming curve").items():
         points = {
             float(distance): statistics.median(row["mean"] for row in found)
             for (distance,), found in _groups(rows, "distance").items()
@@ -369,7 +375,7 @@ def _hamming() -> dict[str, list[tuple[float, float]]]:
 
 def _relaxed() -> dict[str, list[tuple[float, float]]]:
     series = {}
-    for (name, kind), rows in _locked(_rows("numbers", "D3 other values")).items():
+    for (name, kind), rows in _drawn("numbers", "D3 other values").items():
         points = {
             100 * float(values.removeprefix("relaxed to ")): max(row["accuracy"] for row in found)
             for (values,), found in _groups(rows, "values").items()
@@ -383,7 +389,7 @@ def _relaxed() -> dict[str, list[tuple[float, float]]]:
 
 def _by_seed(cell: str, what: str, value: Callable[[dict], float]) -> dict[str, list]:
     series = {}
-    for i, ((name, kind), rows) in enumerate(_locked(_rows(cell, what)).items()):
+    for i, ((name, kind), rows) in enumerate(_drawn(cell, what).items()):
         short = name if kind == "default" else f"{name.split(',')[0]}, {kind}"
         series[short] = [(row["seed"] + 0.05 * i, value(row)) for row in rows]  # side by side
     return series
