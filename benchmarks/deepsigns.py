@@ -62,7 +62,8 @@ TAPS = {"wide-resnet": ("stages.1", "stages.2")}
 # In four epochs the terms come some twenty times: too little for these at the usual settings.
 OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("wide-resnet", "white"): {"taps": TAPS["wide-resnet"], "weight": 3.0},
-    ("small-cnn", "black"): {"every": 8},  # half as often, twice as long: less time and less harm
+    ("mlp", "black"): {"every": 8},  # half as often and twice as long: less time and less harm
+    ("small-cnn", "black"): {"every": 8},
 }
 WIDE = {"mlp": "fc2.weight", "small-cnn": "fc.weight", "wide-resnet": "stages.2.conv2.weight"}
 WIDER: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
@@ -512,7 +513,6 @@ def inputs(cell: Cell) -> None:
     white: dict[str, Any] = {"smooth": 0.0, "contrast": 1.0}
     before: dict[str, Any] = {"share": 1.0, "portion": 100, "every": 16, "weight": 0.5}
     before["noise"] = 0.1
-    own = settings(cell, "black")
     variants: dict[str, dict[str, Any]] = {
         "samples": {"grain": 0.0},
         "blends": {"grain": 0.0, "blend": 0.5},
@@ -529,7 +529,7 @@ def inputs(cell: Cell) -> None:
     }
     tune = FineTune(lr=1e-3, epochs=20, optimizer="adamw", schedule="constant")
     for name, changes in variants.items():
-        scheme = DeepSignsBlackBox(**(own | changes))
+        scheme = DeepSignsBlackBox(**changes)
         key = cell.key(scheme)
         marked = cell.model(f"inputs-{name}", lambda held=(scheme, key, "black"): cell.mark(*held))  # type: ignore[misc]
         if ("inputs", name) not in cell.done:
