@@ -15,6 +15,7 @@ batch's first part), `recipe` (a :class:`earmark.training.Recipe` or a dict of i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import inspect
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from earmark.errors import FileError, TaskError
+from earmark.errors import EarmarkError, FileError, TaskError
 from earmark.hosts.batches import Tree
 from earmark.hosts.module import Forward, ModuleHost, plain_forward
 
@@ -86,14 +87,48 @@ def from_module(module: ModuleType | object, *, name: str) -> Task:
     if not isinstance(recipe, Mapping):
         raise TaskError(f"Task '{name}' has a recipe of type {type(recipe).__name__}, not a dict.")
     return Task(
-        model=getattr(module, "model"),  # noqa: B009 - a module of unknown type
-        loss=getattr(module, "loss"),  # noqa: B009
-        batches=getattr(module, "batches"),  # noqa: B009
-        evaluate=getattr(module, "evaluate"),  # noqa: B009
+        model=_own(module, "model", name, _network),
+        loss=getattr(module, "loss"),  # noqa: B009 - a module of unknown type
+        batches=_own(module, "batches", name, _series),
+        evaluate=_own(module, "evaluate", name, float),
         forward=getattr(module, "forward", plain_forward),
         recipe=dict(recipe),
         name=str(getattr(module, "name", name)),
     )
+
+
+def _own(
+    module: object, part: str, task: str, check: Callable[[Any], object]
+) -> Callable[..., Any]:  # Any: what the user's function gives
+    """Return a task's function; where it fails or what it gives is wrong, the task is named."""
+    function = getattr(module, part)
+
+    @functools.wraps(function)
+    def call(*given: Any, **named: Any) -> Any:  # Any: the user's own
+        try:
+            found = function(*given, **named)
+            check(found)
+        except EarmarkError:
+            raise
+        except Exception as error:
+            raise TaskError(
+                f"{part}() of task '{task}' failed: {type(error).__name__}: {error}.",
+                hint=f"See where:  earmark --debug ...  and what {part}() gives:  "
+                "earmark demo --show-task",
+            ) from error
+        return found
+
+    return call
+
+
+def _network(found: object) -> None:
+    if not isinstance(found, nn.Module):
+        raise TypeError(f"it gives a {type(found).__name__}, no torch module")
+
+
+def _series(found: object) -> None:
+    if not isinstance(found, Iterable):  # not begun here: that would draw random numbers
+        raise TypeError(f"it gives a {type(found).__name__}, no series of batches")
 
 
 def load_task(path: str | Path) -> Task:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from earmark import files
-from earmark.errors import FileError, FormatError, HostError, UsageError
+from earmark.errors import FileError, FormatError, HostError, TaskError, UsageError
 from earmark.events import SILENT, Events
 from earmark.hosts import batches
 from earmark.task import Task
@@ -212,6 +212,7 @@ def train(
 
     Raises:
         HostError: The loss became NaN or infinite.
+        TaskError: The loss is no scalar tensor.
         UsageError: A recipe that makes no sense, or no batches.
         FormatError: The checkpoint is of another training.
     """
@@ -284,6 +285,9 @@ class _Loop:
             batch = self.mark.mix(batch)
         with _precision(recipe.amp):
             task_loss = self.loss(self.model, batch)
+        if not isinstance(task_loss, Tensor) or task_loss.numel() != 1:
+            shape = getattr(task_loss, "shape", type(task_loss).__name__)
+            raise TaskError(f"loss() of '{self.task.name}' gives {shape}, no scalar tensor.")
         total = task_loss.float()
         if self.mark is not None:
             total = total + self.mark.loss().float()

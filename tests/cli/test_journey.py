@@ -106,6 +106,27 @@ def test_a_mark_that_is_too_weak_is_not_called_done(desk, earmark, tmp_path) -> 
     assert "--set triggers=512 --set share=0.25" in err
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("def model():\n    return 3", "no torch module"),
+        ("def loss(network, batch):\n    return network(batch[0])", "no scalar tensor"),
+        ("def batches(split):\n    return []", "no training batches"),
+        ("def batches(split):\n    return 1 / 0", "batches() of task 'own' failed"),
+    ],
+)
+def test_a_task_that_breaks_its_contract_is_no_bug_of_ours(part, said, desk, earmark, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(f"{Path(desk.task).read_text()}\n\n{part}\n")
+    code, _, err = earmark(
+        "protect", path, "-o", tmp_path / "r.safetensors", "--vault", tmp_path / "vault",
+        "--owner", "Test", "--epochs", "1",
+    )  # fmt: skip
+    assert code == 2
+    assert "E120" in err
+    assert said in err
+
+
 def test_settings_that_were_given_are_not_advised_again(desk) -> None:
     task = load_task(desk.task)
     said = []

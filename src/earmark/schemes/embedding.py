@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from earmark.errors import TaskError
 from earmark.events import SILENT, Events
 from earmark.hosts import batches
 from earmark.keys.secret import Key
@@ -39,7 +40,11 @@ def starting_model(task: Task, scheme: Scheme, key: Key, *, seed: int) -> nn.Mod
 
 
 def candidates(task: Task, *, most: int, seed: int) -> batches.Tree:
-    """Return up to `most` training samples from which a scheme may choose the key's inputs."""
+    """Return up to `most` training samples from which a scheme may choose the key's inputs.
+
+    Raises:
+        TaskError: There are none.
+    """
     parts: list[batches.Tree] = []
     held = 0
     for part in task.stream("train", seed):
@@ -47,6 +52,8 @@ def candidates(task: Task, *, most: int, seed: int) -> batches.Tree:
         held += batches.size(part)
         if held >= most:
             break
+    if not parts:
+        raise TaskError(f"Task '{task.name}' gives no training batches.")
     joined = batches.join(parts)
     return batches.take(joined, slice(0, most))
 
