@@ -40,6 +40,7 @@ def test_one_attack_is_measured_as_the_battery_does(desk, attack, tmp_path):
     assert trial.error is None
     assert document["evidence"] == trial.evidence.to_json()
     assert document["utility"] == pytest.approx(trial.utility, abs=1e-3)
+    assert document["evidence"]["tried"]["forms"] == 1  # MTL-Sign reads in place only
     assert document["cost"] > 0
     assert (tmp_path / "out.safetensors").is_file()
 

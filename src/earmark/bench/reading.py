@@ -4,8 +4,8 @@ Suspects are aligned to what the model was before its training, which knows noth
 Where that is not known, Deep Water is aligned to the release without its carrier, and DeepSigns is
 read in place only.
 
-Whatever is tried is charged: a scheme that can align is charged two forms on every suspect, whether
-or not the second one was needed.
+Whatever is tried is charged: where a suspect can be aligned, two forms are charged, whether or not
+the second one was needed.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def read(ground: Ground, suspect: ModuleHost, *, policy: Policy | None = None) -
     first = ground.start
     if first is None and hasattr(ground.scheme, "aligned"):
         first = ground.model
-    if first is None:
-        return _charged(ground.scheme.measure(suspect, ground.key))
+    if first is None or not aligns(ground.scheme):
+        return ground.scheme.measure(suspect, ground.key)
     reference = ground.task.host(first)
 
     def bring_back() -> Host:
@@ -65,7 +65,7 @@ def read_twice(
     """Return the best evidence in place and, if that does not suffice, aligned; and what was read.
 
     Args:
-        scheme: The scheme; one that cannot align is read in place.
+        scheme: One that :func:`aligns`.
         key: The key.
         suspect: The model under test.
         bring_back: Returns the suspect aligned.
@@ -75,8 +75,6 @@ def read_twice(
         EarmarkError: Neither form could be read; the error is that of the reading in place.
         UsageError: The suspect cannot be aligned to what was given.
     """
-    if not aligns(scheme):
-        return scheme.measure(suspect, key), suspect
     asked = policy or Policy()
     problem: EarmarkError | None = None
     found: list[tuple[Evidence, Host]] = []
