@@ -443,7 +443,8 @@ def _statements(contents: Mapping[str, bytes], content: DossierContent) -> list[
         made.append(
             Check("trials", NOTE, "Robustness was measured by the owner; nothing proves it.")
         )
-    others = len(content.attachments) - len(_transcript(content))
+    known = {TRANSCRIPT} if content.evidence.access is Access.LABELS else set[str]()
+    others = len(set(content.attachments) - known)
     if others:
         made.append(Check("attachments", NOTE, f"{others} were not looked into."))
     suspect = "To count again, measure the suspect itself; its digest is in the claim."
