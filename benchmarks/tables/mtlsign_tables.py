@@ -41,15 +41,6 @@ ASKED: dict[str, str] = {
     "twin": "none",
 }
 
-KINDS_SETTINGS = {
-    "triggers": 256,
-    "shards": 4,
-    "directions": 2,
-    "share": 0.25,
-    "weight": 0.1,
-    "settle": 0.0,
-}
-
 
 def _settings(row: dict) -> str:
     named = {
@@ -110,6 +101,32 @@ def attacks() -> str:
     for label, some in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         parts += [f"**{label}**", "", *_attacks(some), ""]
     return "\n".join(parts).rstrip() or "Not measured yet."
+
+
+def settings() -> str:
+    """Return what other settings leave after collapse behind every stage, with drops in points."""
+    base = [row for row in rows_of("mtlsign") if row["network"] == "resnet8-small"]
+    base = [row for row in base if row["data"] == "fashion-mnist" and row["epochs"] == 16]
+    twins = {row["seed"]: row["utility"] for row in base if row["attack"] == "twin"}
+    rows = [row for row in base if not row["settings"] and row["seed"] in (1, 4)]
+    groups: dict[tuple[str, int], dict[str, dict]] = {}
+    for row in [*rows, *rows_of("mtlsign_settings")]:
+        groups.setdefault((_settings(row), row["seed"]), {})[row["attack"]] = row
+    lines = [
+        "| settings | seed | released against the twin | bits | left, drop | left by the heavier, "
+        "drop |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (label, seed), found in sorted(groups.items()):
+        released = found["none"]
+        left = [
+            f"{row['bits']:,.0f}, {released['utility'] - row['utility']:.1f}" if row else ""
+            for row in map(found.get, ("collapse-everywhere", "collapse-everywhere-30"))
+        ]
+        against = f"{released['utility'] - twins[seed]:+.1f}"
+        cells = [label, str(seed), against, f"{released['bits']:,.0f}", *left]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def cost() -> str:
@@ -183,8 +200,10 @@ def stealth() -> str:
 def kinds() -> str:
     """Return the table of kinds of network."""
     groups: dict[tuple[str, int], list[dict]] = {}
-    for row in rows_of("mtlsign_kinds"):
-        other = {k: v for k, v in row["settings"].items() if v != KINDS_SETTINGS[k]}
+    rows = rows_of("mtlsign_kinds")
+    for row in rows:
+        usual = rows[0]["settings"]
+        other = {k: v for k, v in row["settings"].items() if v != usual.get(k, v)}
         name = row["network"] + (f"; {_settings({'settings': other})}" if other else "")
         groups.setdefault((name, row["epochs"]), []).append(row)
     lines = [
@@ -281,6 +300,7 @@ def requirements() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "mtlsign-attacks": attacks,
+    "mtlsign-settings": settings,
     "mtlsign-cost": cost,
     "mtlsign-nulls": nulls,
     "mtlsign-stealth": stealth,
