@@ -74,7 +74,7 @@ def test_an_interrupted_training_goes_on_with_its_key(desk, earmark, tmp_path, m
     assert code == 2
     assert "made for scheme 'mtlsign'" in err
     code, shown, err = earmark(*command, "--key", name)
-    assert code == 0, err
+    assert code == 3, err  # so few triggers cannot reach 64 bits
     assert name in shown
     assert not checkpoint.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.safetensors", "vault"]
@@ -99,7 +99,7 @@ def test_a_mark_that_is_too_weak_is_not_called_done(desk, earmark, tmp_path) -> 
         "protect", desk.task, "-o", tmp_path / "r.safetensors", "--vault", tmp_path / "vault",
         "--owner", "Test", "--epochs", "1", "--set", "triggers=4096", "--set", "weight=0.000001",
     )  # fmt: skip
-    assert code == 0
+    assert code == 1
     assert "DO NOT RELEASE" in out
     assert "raise share and weight" in out
     assert "the task has 1,408 training samples" in err.lower()

@@ -52,6 +52,17 @@ def test_stamped_weights_are_shown_and_read_back(earmark, earmark_json, weights,
     assert found["payload"] is None
 
 
+def test_a_stamp_that_would_not_be_shown_is_not_called_done(earmark, earmark_json, tmp_path):
+    draw = np.random.default_rng(1)
+    path, folder = tmp_path / "small.safetensors", tmp_path / "release"
+    write_tensors(path, {"conv.weight": draw.normal(size=(16, 16, 3, 3)).astype(np.float32)})
+    vault, few = ["--vault", tmp_path / "vault"], ["--set", "weights_per_bit=2000"]
+    code, out, err = earmark("stamp", path, "-o", folder, "--owner", "Acme", *vault, *few)
+    assert code == 3, err
+    assert "DO NOT RELEASE" in out
+    assert earmark_json("verify", folder / path.name, *vault)[0] == 3
+
+
 def test_only_the_carrier_changes(earmark, weights, tmp_path):
     path, tensors = weights
     folder = tmp_path / "release"

@@ -10,7 +10,7 @@ import click
 
 from earmark import files, policy, registry
 from earmark.cli import options
-from earmark.cli.output import Bars, emit, line
+from earmark.cli.output import EXIT, Bars, emit, line
 from earmark.codec import Json
 from earmark.errors import UsageError
 from earmark.records import Evidence, Outcome, Verdict
@@ -98,7 +98,8 @@ def command(
 
     TASK is a Python file of yours with model(), loss(model, batch), batches(split) and
     evaluate(model). The commitment goes on the ledger before the training begins, and the digest
-    of the release after it.
+    of the release after it. A release whose mark `verify` would not show is written too, but the
+    exit code is then that of `verify`: do not release it.
     """
     from earmark.task import load_task
 
@@ -154,7 +155,10 @@ def command(
         "verdict": verdict.to_json(),
         "release": str(output),
     }
-    return emit("protect", lines, payload, as_json=as_json)
+    outcome = verdict.outcome
+    return emit(
+        "protect", lines, payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome]
+    )
 
 
 def _lines(

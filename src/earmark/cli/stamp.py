@@ -8,7 +8,7 @@ import click
 
 from earmark import files, policy, registry
 from earmark.cli import options
-from earmark.cli.output import Bars, emit, line
+from earmark.cli.output import EXIT, Bars, emit, line
 from earmark.cli.protect import commit, open_vault, strength
 from earmark.codec import Json
 from earmark.errors import UsageError
@@ -45,7 +45,7 @@ def command(
     read and written one by one. The mark is Deep Water, and --set gives its settings:
     margin=8 for a stronger mark than the unseen one, payload=c0ffee for an identifier that is
     read back. The files keep their names; other files (configuration, tokenizer) are yours to
-    copy.
+    copy. Where `verify` would not show the mark, the exit code is that of `verify`.
     """
     from earmark.hosts.files import FilesHost
     from earmark.schemes.deepwater import DeepWater, stamp_files
@@ -88,4 +88,5 @@ def command(
         "files": named,
         "release": str(folder),
     }
-    return emit("stamp", lines, payload, as_json=as_json)
+    outcome = verdict.outcome
+    return emit("stamp", lines, payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome])
