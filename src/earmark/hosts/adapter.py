@@ -194,6 +194,21 @@ class Adapter:
         address = urlsplit(self.url)
         return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
+    def exposed(self) -> bool:
+        """Tell whether secrets of the headers would cross a network unencrypted.
+
+        Example:
+            >>> secret = {"Authorization": "env:API_TOKEN"}
+            >>> Adapter("http://api.example/v1", headers=secret).exposed()
+            True
+            >>> Adapter("http://127.0.0.1:8000/v1", headers=secret).exposed()
+            False
+        """
+        address = urlsplit(self.url)
+        near = address.hostname in ("localhost", "127.0.0.1", "::1")
+        secret = any(value.startswith("env:") for value in self.headers.values())
+        return address.scheme == "http" and secret and not near
+
     def source(self) -> str:
         """Return what is asked, without credentials or query, and the adapter's digest."""
         return f"{self.place()} {self.digest()}"
