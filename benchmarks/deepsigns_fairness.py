@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from deepsigns import Cell, forms, marked_with
+from deepsigns_bench import Cell, forms, marked_with
 from earmark.keys.secret import Key
 from earmark.schemes.deepsigns import DeepSigns, Plan
 from earmark.schemes.deepsigns_units import AlignedHost
