@@ -84,6 +84,8 @@ def test_what_is_not_proven_is_noted(case):
         "binding", "count", "nonce", "tried", "signature", "ledger key", "receipt", "report", "suspect",
     }  # fmt: skip
     assert str(found[0]).startswith("verified  files")
+    (tried,) = [item.detail for item in found if item.name == "tried"]
+    assert "1 key and 4 suspects" in tried
 
 
 def positions(data, count, seed):

@@ -326,3 +326,24 @@ def test_one_draw_cannot_answer_for_many_inputs(task, plain, key):
         liar = replace(published, layout=replace(published.layout, params=params))
         with pytest.raises(KeyLayoutError, match="twice"):
             paper.measure(task.host(plain), liar)
+
+
+def test_a_model_of_one_score_is_refused_with_what_to_do_instead(task, plain, key):
+    """One logit a sample has no classes: neither a key, nor a mark, nor a reading."""
+    one = torch.nn.Sequential(plain, torch.nn.Linear(10, 1)).eval()
+    two = ModuleHost(one, forward=lambda model, x: torch.cat([-model(x), model(x)], dim=1))
+    made = DeepSignsBlackBox(count=40).new_key(two, inputs=samples(task))
+    assert made.layout.params["classes"] == 2
+    assert DeepSignsBlackBox(count=40).measure(two, made).chance == Fraction(1, 2)
+    said = r"one score a sample.* with \d+ classes or more\. .*forward.*torch\.cat"
+    with pytest.raises(HostError, match=said):
+        SCHEME.new_key(ModuleHost(one), inputs=samples(task))
+    for suspect in (ModuleHost(one), box(one)):
+        with pytest.raises(HostError, match=said):
+            SCHEME.measure(suspect, key)
+    for model in (one, torch.nn.Sequential(one, torch.nn.Flatten(0))):
+        with SCHEME.attach(model, key) as mark, pytest.raises(HostError, match=said):
+            mark.loss()
+    three = torch.nn.Sequential(plain, torch.nn.Linear(10, 3))
+    with SCHEME.attach(three, key) as mark, pytest.raises(HostError, match="fewer classes"):
+        mark.loss()

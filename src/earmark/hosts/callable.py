@@ -12,6 +12,7 @@ from earmark.errors import AccessError, HostError
 from earmark.hosts import batches
 from earmark.hosts.access import Host
 from earmark.hosts.batches import Tree
+from earmark.hosts.labels import top
 from earmark.hosts.transcript import Transcript
 from earmark.records import Access
 
@@ -79,15 +80,6 @@ class CallableHost(Host):
                 expected="Integer labels (samples,) or scores (samples, classes).",
             )
         return given.astype(np.int64)
-
-
-def top(scores: NDArray[Any]) -> NDArray[np.int64]:  # Any: any real type
-    """Return the labels of the highest scores; a sample with NaN gets -1."""
-    values = scores.astype(np.float64)
-    bad = np.isnan(values).any(axis=1)
-    best: NDArray[np.int64] = np.where(np.isnan(values), -np.inf, values).argmax(axis=1)
-    best[bad] = -1
-    return best
 
 
 def check_budget(budget: int | None, asked: int, wanted: int) -> None:

@@ -16,6 +16,7 @@ from earmark.errors import CarrierError, HostError
 from earmark.hosts import batches, taps
 from earmark.hosts.access import Forward, Host, plain_forward
 from earmark.hosts.files import combined_digest
+from earmark.hosts.labels import top
 from earmark.records import Access
 
 __all__ = ["Forward", "ModuleHost", "plain_forward", "state_digest"]
@@ -112,10 +113,7 @@ class ModuleHost(Host):
 
     def labels(self, inputs: batches.Tree) -> NDArray[np.int64]:
         """Return the labels of the highest scores; a sample with NaN gets -1."""
-        scores = self.scores(inputs)
-        best: NDArray[np.int64] = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1)
-        best[np.isnan(scores).any(axis=1)] = -1
-        return best
+        return top(self.scores(inputs))
 
     def _run(self, part: batches.Tree) -> Any:  # Any: the model's output
         try:

@@ -36,6 +36,7 @@ from earmark.report import archive, parts
 from earmark.report.checks import NOTE, VERIFIED, Check
 from earmark.report.dossier import Manifest, require_manifest
 from earmark.report.markup import Markup, tag
+from earmark.report.numbers import counted
 
 PAGE = 256
 _README = """This folder proves what a community decided on one claim. It needs no network to check:
@@ -162,8 +163,8 @@ def check_case_files(
         Check(
             "log",
             VERIFIED,
-            f"{history.size} entries: every root, and at least {quorum.threshold} of "
-            f"{len(community.nodes)} witnesses.",
+            f"{counted(history.size, 'entry', 'entries')}: every root, and at least "
+            f"{quorum.threshold} of {len(community.nodes)} witnesses.",
         )
     )
     resolution = resolve_history(history)
@@ -241,7 +242,11 @@ def _evidence(contents: Mapping[str, bytes], file: ClaimFile) -> list[Check]:
     except EarmarkError as error:
         raise _wrong(f"evidence/{file.claim.disclosure}", error.what) from error
     checks = [
-        Check("disclosure", VERIFIED, f"{len(file.claim.shards)} shards open the commitment.")
+        Check(
+            "disclosure",
+            VERIFIED,
+            f"The commitment is opened by {counted(len(file.claim.shards), 'shard')}.",
+        )
     ]
     models = {file.claim.suspect, file.model} & set(found)
     if not models:

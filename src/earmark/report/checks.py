@@ -34,6 +34,7 @@ from earmark.report.dossier import (
     record_path,
     require_manifest,
 )
+from earmark.report.numbers import counted
 from earmark.report.page import render
 
 VERIFIED = "verified"
@@ -428,9 +429,10 @@ def _statements(contents: Mapping[str, bytes], content: DossierContent) -> list[
     if not exact(content.evidence.scheme):
         law = "The scheme drops answers after they are drawn, or is a third party's: its chance is "
         made.append(Check("chance", NOTE, law + "the claimant's word."))
-    counted = content.evidence.tried
+    tried = content.evidence.tried
     told = (
-        f"{counted.keys} keys and {counted.suspects} suspects, as the claimant says, are charged."
+        f"{counted(tried.keys, 'key')} and {counted(tried.suspects, 'suspect')}, as the claimant "
+        "says, are charged."
     )
     made.append(Check("tried", NOTE, told))
     if contents.get("README.txt") != README.encode():
@@ -446,6 +448,8 @@ def _statements(contents: Mapping[str, bytes], content: DossierContent) -> list[
     known = {TRANSCRIPT} if content.evidence.access is Access.LABELS else set[str]()
     others = len(set(content.attachments) - known)
     if others:
-        made.append(Check("attachments", NOTE, f"{others} were not looked into."))
+        made.append(
+            Check("attachments", NOTE, f"Not looked into: {counted(others, 'attachment')}.")
+        )
     suspect = "To count again, measure the suspect itself; its digest is in the claim."
     return [*made, Check("suspect", NOTE, suspect)]

@@ -9,7 +9,7 @@ from earmark import __version__
 from earmark.errors import UsageError
 from earmark.report import parts
 from earmark.report.markup import Markup, join, name, tag
-from earmark.report.numbers import chance, fixed, number
+from earmark.report.numbers import chance, counted, fixed, number
 
 NOT_BY_A_LOCK = (
     "A customer can always wrap his copy so that it presents his number by itself, or distil it "
@@ -160,9 +160,9 @@ def leak_page(content: Leak) -> str:
     asked: list[tuple[str, object]] = [
         (
             "Asked for",
-            f"{number(content.threshold)} bits, net of {content.customers:,} customers and "
-            f"{content.forms:,} forms of the suspect: some innocent is named with a probability "
-            f"of at most {chance(content.threshold)}.",
+            f"{number(content.threshold)} bits, net of {counted(content.customers, 'customer')} "
+            f"and {counted(content.forms, 'form')} of the suspect: some innocent is named with a "
+            f"probability of at most {chance(content.threshold)}.",
         ),
         ("Read", f"{content.read:,} of {content.length:,} bits of the code"),
     ]

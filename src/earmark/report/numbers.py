@@ -188,10 +188,15 @@ def duration(seconds: float) -> str:
     """
     for unit, size in (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0)):
         if seconds >= 2 * size:
-            return _counted(seconds / size, unit)
-    return _counted(seconds, "second")
+            return counted(int(seconds / size), unit)
+    return counted(int(seconds), "second")
 
 
-def _counted(count: float, unit: str) -> str:
-    whole = int(count)
-    return f"{whole:,} {unit}{'' if whole == 1 else 's'}"
+def counted(count: int, word: str, plural: str = "") -> str:
+    """Write a number of things.
+
+    Example:
+        >>> counted(1, "key"), counted(1200, "entry", "entries")
+        ('1 key', '1,200 entries')
+    """
+    return f"{count:,} {word if count == 1 else plural or f'{word}s'}"

@@ -22,6 +22,7 @@ from earmark.report.numbers import (
     THIN,
     bits,
     chance,
+    counted,
     fixed,
     log10_p,
     number,
@@ -199,8 +200,8 @@ def _compared(content: ReportContent) -> Markup:
         ("Scheme", name(evidence.scheme)),
         (
             "Tried in all",
-            f"{_count(tried.keys, 'key')} × {_count(tried.suspects, 'suspect')} × "
-            f"{_count(tried.forms, 'reading')}, all charged",
+            f"{counted(tried.keys, 'key')} × {counted(tried.suspects, 'suspect')} × "
+            f"{counted(tried.forms, 'reading')}, all charged",
         ),
         ("Suspect's digest", parts.digest(evidence.suspect)),
     ]
@@ -212,10 +213,6 @@ def _compared(content: ReportContent) -> Markup:
 
 def _queries(count: int) -> str:
     return f", {count:,} inputs sent" if count else ""
-
-
-def _count(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _null(content: ReportContent) -> Markup:
@@ -468,5 +465,8 @@ def _ledger_rows(content: ReportContent) -> list[tuple[str, object]]:
     return [
         ("Ledger", name(head.origin)),
         *rows,
-        ("Ledger's head", join(f"{head.size:,} entries, root ", parts.digest(head.root.hex()))),
+        (
+            "Ledger's head",
+            join(counted(head.size, "entry", "entries"), ", root ", parts.digest(head.root.hex())),
+        ),
     ]

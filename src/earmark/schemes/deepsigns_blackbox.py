@@ -39,6 +39,7 @@ from earmark.errors import CapacityError, KeyFileError, UsageError
 from earmark.hosts import batches
 from earmark.hosts.access import Host
 from earmark.hosts.batches import Tree
+from earmark.hosts.labels import need_classes
 from earmark.hosts.module import Forward, plain_forward
 from earmark.keys.secret import Disclosure, Key, tried
 from earmark.keys.stream import KeyStream, public_stream
@@ -327,7 +328,9 @@ def _classes(host: Host, inputs: Tree) -> int:
     """Return the number of a host's classes, read from its scores."""
     if Access.SCORES not in host.access:
         raise UsageError("This host shows no scores.", hint="Set the number of classes.")
-    return int(host.scores(batches.take(inputs, [0, 1])).shape[1])
+    found = host.scores(batches.take(inputs, [0, 1]))
+    need_classes(found.shape)
+    return int(found.shape[1])
 
 
 def _digest(digests: Sequence[bytes]) -> str:
@@ -413,6 +416,7 @@ class AnswerMark(Mark):
         seed: int,
     ) -> None:
         self.model, self.inputs, self.answers = model, inputs, answers
+        self.classes = int(answers.max()) + 1
         self.scheme, self.seed = scheme, seed
         self.run = _Run(model, forward)
         self.step = 0
@@ -435,6 +439,7 @@ class AnswerMark(Mark):
         with self.norms.showing():
             output = torch.func.functional_call(self.run, self._noisy(), (inputs,))
         scores = getattr(output, "logits", output).float()
+        need_classes(scores.shape, self.classes)
         own = scores.gather(1, answers[:, None])[:, 0]
         rival = scores.scatter(1, answers[:, None], -torch.inf).amax(dim=1)
         if self.scheme.plain:
