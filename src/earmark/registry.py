@@ -116,6 +116,16 @@ def names(kind: str) -> tuple[str, ...]:
     return tuple(sorted(_targets(kind)))
 
 
+EXTRAS: dict[str, frozenset[str]] = {
+    "torch": frozenset({"torch", "numpy", "safetensors", "sklearn", "scipy"}),
+    "data": frozenset({"PIL"}),
+    "service": frozenset({"anyio", "fastapi", "h11", "psycopg", "starlette", "uvicorn"}),
+    "evm": frozenset({"eth_hash", "rlp", "trie", "web3"}),
+    "tsa": frozenset({"rfc3161_client"}),
+}
+"""Packages that are no dependencies, by the extra that brings them."""
+
+
 def _targets(kind: str) -> dict[str, str]:
     group = _GROUPS.get(kind, f"earmark.{kind}s")
     foreign = {item.name: item.value for item in entry_points(group=group)}
@@ -143,11 +153,27 @@ def load(kind: str, name: str) -> type[Any]:  # Any: a Scheme, Lock or Attack cl
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("earmark"):
             raise
-        raise ExtraError(
-            f"The {kind} '{name}' needs the package '{error.name}'.",
-            hint='Install it with:  pip install "earmark[torch]"',
-        ) from error
+        raise missing_extra(error.name, f"The {kind} '{name}'") from error
     return found
+
+
+def missing_extra(module: str, what: str) -> ExtraError:
+    """Return the error for a module that is not installed, with the extra that brings it.
+
+    Args:
+        module: The module's full name.
+        what: What needs it, the first words of the message.
+
+    Example:
+        >>> print(missing_extra("web3.types", "This"))
+        E501  This needs the package 'web3'. Install it with:  pip install "earmark[evm]"
+    """
+    package = module.partition(".")[0]
+    extra = next((name for name, some in EXTRAS.items() if package in some), "all")
+    return ExtraError(
+        f"{what} needs the package '{package}'.",
+        hint=f'Install it with:  pip install "earmark[{extra}]"',
+    )
 
 
 def _make(kind: str, name: str, settings: Mapping[str, Any]) -> Any:  # Any: as in load

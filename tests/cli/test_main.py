@@ -39,6 +39,30 @@ def test_the_court_side_loads_nothing_heavy(code) -> None:
     assert done.stdout.rstrip().endswith("HEAVY []"), done.stdout[-300:]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["protect", "task.py", "-o", "r.safetensors", "--owner", "A"],
+        ["stamp", "m.safetensors", "-o", "out", "--owner", "A"],
+        ["metrics", "task.py"],
+        ["trace", "m.safetensors"],
+        ["demo"],
+    ],
+)
+def test_without_the_lab_side_a_command_names_the_extra(arguments, tmp_path) -> None:
+    code = (
+        f"import os, sys; os.chdir({str(tmp_path)!r})\n"
+        "for name in ('torch', 'numpy', 'scipy', 'sklearn', 'safetensors'):\n"
+        "    sys.modules[name] = None\n"
+        f"from earmark.cli.main import run; sys.exit(run({arguments!r}))"
+    )
+    done = _python(code)
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.startswith("E501")
+    assert 'pip install "earmark[torch]"' in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_costs_less_than_half_a_second_of_cpu() -> None:
     code = (
         "import resource, subprocess, sys\n"

@@ -142,17 +142,33 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         return _fail(arguments, error.exit_code, error.code, str(error), as_json=as_json)
+    except ModuleNotFoundError as error:
+        return _missing(arguments, error, as_json=as_json)
     except BrokenPipeError:
         return 5
     except Exception as error:  # noqa: BLE001 - the one boundary
-        if debug:
-            traceback.print_exc()
-        text = (
-            f"A bug in earmark: {type(error).__name__}: {error}. "
-            "Please report it, with the output of the same command with --debug."
-        )
-        return _fail(arguments, BUG, "E070", text, as_json=as_json)
+        return _bug(arguments, error, as_json=as_json)
     return result if isinstance(result, int) else 0
+
+
+def _missing(arguments: Sequence[str], error: ModuleNotFoundError, *, as_json: bool) -> int:
+    from earmark.registry import EXTRAS, missing_extra
+
+    needed = (error.name or "").partition(".")[0]
+    if not any(needed in some for some in EXTRAS.values()):
+        return _bug(arguments, error, as_json=as_json)
+    extra = missing_extra(needed, "This command")
+    return _fail(arguments, extra.exit_code, extra.code, str(extra), as_json=as_json)
+
+
+def _bug(arguments: Sequence[str], error: Exception, *, as_json: bool) -> int:
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    text = (
+        f"A bug in earmark: {type(error).__name__}: {error}. "
+        "Please report it, with the output of the same command with --debug."
+    )
+    return _fail(arguments, BUG, "E070", text, as_json=as_json)
 
 
 def _fail(
