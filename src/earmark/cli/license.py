@@ -165,6 +165,8 @@ def list_(*, vault_path: Path, as_json: bool) -> int:
         found.append({"license": record.to_json(), "state": state})
     vault.close()
     lines = table(rows, head=["number", "customer", "model", "until", "state"])
+    if rows:
+        lines.append(line("issuer", f"{record.issuer}   your customers need it to unlock"))
     payload: dict[str, Json] = {"licenses": found}
     return emit("license", lines if rows else ["no licenses"], payload, as_json=as_json)
 
