@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import torch
@@ -214,9 +215,8 @@ def overwrite(cell: Cell) -> None:
 
 def integrity(cell: Cell) -> None:
     """2,000 keys on marked and unmarked models, and innocent models aligned to the base."""
-    name, scheme = "white", forms(cell)["white"]
+    scheme = forms(cell)["white"]
     key = cell.key(scheme)
-    marked = marked_with(cell, name, scheme, key)
     wide = WIDER[cell.network]
     shape, classes = cell.images.shape, cell.images.classes
     wider = Task(
@@ -229,35 +229,40 @@ def integrity(cell: Cell) -> None:
     )
     short = Recipe.of(cell.task.recipe, epochs=2)
     tasks = [(f"same {i}", cell.task) for i in range(5)] + [(f"wider {i}", wider) for i in range(5)]
-    innocents = {
-        name: train(task, seed=1000 + i, recipe=short).model for i, (name, task) in enumerate(tasks)
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "marked": lambda: marked_with(cell, "white", scheme, key),
+        "unmarked": lambda: cell.base,
     }
+    for i, (name, task) in enumerate(tasks):
+        makers[name] = cache(lambda i=i, task=task: train(task, seed=1000 + i, recipe=short).model)
     bare = Plan.of(key)
-    for label, model in {"marked": marked, "unmarked": cell.base, **innocents}.items():
+    for label, make in makers.items():
         if label.startswith("wider") or ("integrity", label) in cell.done:
             continue
-        features = cell.task.host(model).features(bare.inputs, bare.names)
+        features = cell.task.host(make()).features(bare.inputs, bare.names)
         counts = []
         for i in range(2000 if label in ("marked", "unmarked") else 400):
             plan = Plan.of(key.bind(f"{i + 1:064x}"))
             counts.append(int((plan.read(features) * plan.signs > 0).sum()))
         counted(cell, label, counts, len(bare.tap))
     for kind in ("same", "wider"):
-        models = [model for label, model in innocents.items() if label.startswith(kind)]
-        counts = [cell.evidence(scheme, model, key, cell.base)["hits"] for model in models]
-        counted(cell, f"aligned to the unmarked, {kind} topology", counts, len(bare.tap))
-    black_integrity(cell, innocents)
+        item = f"aligned to the unmarked, {kind} topology"
+        if ("integrity", item) not in cell.done:
+            models = [make() for label, make in makers.items() if label.startswith(kind)]
+            counts = [cell.evidence(scheme, model, key, cell.base)["hits"] for model in models]
+            counted(cell, item, counts, len(bare.tap))
+    black_integrity(cell, makers)
 
 
-def black_integrity(cell: Cell, innocents: dict[str, nn.Module]) -> None:
+def black_integrity(cell: Cell, makers: dict[str, Callable[[], nn.Module]]) -> None:
     """The same for answers: keys drawn anew on marked, unmarked and innocent models."""
     scheme = forms(cell)["black"]
     key = cell.key(scheme)
-    marked = marked_with(cell, "black", scheme, key)
-    for label, model in {"marked": marked, "unmarked": cell.base, **innocents}.items():
+    makers = makers | {"marked": lambda: marked_with(cell, "black", scheme, key)}
+    for label, make in makers.items():
         if ("integrity", f"answers, {label}") in cell.done:
             continue
-        given = torch.from_numpy(cell.task.host(model).labels(key.inputs))
+        given = torch.from_numpy(cell.task.host(make()).labels(key.inputs))
         counts = []
         for i in range(2000 if label in ("marked", "unmarked") else 400):
             bound = key.bind(f"{i + 1:064x}")

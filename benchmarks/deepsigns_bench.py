@@ -41,6 +41,7 @@ OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("mlp", "black"): {"every": 8},  # half as often and twice as long: less time and less harm
     ("small-cnn", "black"): {"every": 8},
 }
+TIMES = {"mlp": 2, "small-cnn": 2, "wide-resnet": 4}  # how much longer answers are taught
 WIDE = {"mlp": "fc2.weight", "small-cnn": "fc.weight", "wide-resnet": "stages.2.conv2.weight"}
 WIDER: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "mlp": lambda shape, classes: zoo.Mlp(shape, classes, hidden=700),
@@ -98,15 +99,15 @@ class Cell:
         return self.model("base", lambda: train(self.task, seed=self.seed, recipe=recipe).model)
 
     def recipe(self, form: str) -> Recipe:
-        """How a form is embedded, and its control trained: answers twice as long."""
-        times = 2 if form == "black" else 1
+        """How a form is embedded, and its control trained: answers take longer."""
+        times = TIMES[self.network] if form == "black" else 1
         return replace(self.tune, epochs=times * self.args.epochs)
 
     def control(self, form: str = "white") -> nn.Module:
         """The base, fine-tuned alike without a mark."""
         recipe, seed = self.recipe(form), self.seed + 50
         return self.model(
-            "control" if recipe.epochs == self.args.epochs else "control twice",
+            "control" if recipe.epochs == self.args.epochs else f"control x{recipe.epochs}",
             lambda: (
                 train(self.task, seed=seed, recipe=recipe, model=copy.deepcopy(self.base)).model
             ),

@@ -254,18 +254,24 @@ def key_inputs() -> str:
 
 
 def published() -> str:
-    """The published forms."""
-    body = [
-        [
-            row["network"],
-            row["item"],
-            f"{row['error_rate']:.3f}",
-            f"{row['bits']:.0f}",
-            f"{row['accuracy']:.1f}",
-        ]
-        for row in rows("paper")
-    ]
-    return lines(["network", "form", "error rate", "bits", "accuracy"], body)
+    """The published forms, worst / median over seeds."""
+    found = rows("paper")
+    body = []
+    for network in NETWORKS:
+        own = [row for row in found if row["network"] == network]
+        for item in dict.fromkeys(row["item"] for row in own):
+            some = [row for row in own if row["item"] == item]
+            body.append(
+                [
+                    network,
+                    item,
+                    str(len(some)),
+                    spread([row["error_rate"] for row in some], ".3f", high=True),
+                    spread([row["bits"] for row in some], ".0f"),
+                    spread([row["accuracy"] for row in some], ".1f"),
+                ]
+            )
+    return lines(["network", "form", "seeds", "error rate", "bits", "accuracy"], body)
 
 
 def overhead() -> str:
