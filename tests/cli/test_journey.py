@@ -17,6 +17,7 @@ from earmark.bench import zoo
 from earmark.cli import protect
 from earmark.hosts.files import save_release
 from earmark.hosts.suspects import load_suspect
+from earmark.keys.secret import Key
 from earmark.registry import scheme
 from earmark.task import load_task
 from earmark.vault import Vault
@@ -388,4 +389,36 @@ def test_deepsigns_is_read_after_alignment_to_its_start_and_not_to_its_release(
     assert "not shown:" not in printed
     code, _, err = earmark("verify", thief, *common, "--reference", out)
     assert code == 2
-    assert "bears the mark" in err
+    assert "is not the network before its mark" in err
+
+
+def test_a_key_fixes_what_suspects_are_aligned_to(desk, earmark, tmp_path, monkeypatch) -> None:
+    vault, out = tmp_path / "vault", tmp_path / "r.safetensors"
+    common = ["--vault", vault, "--task", desk.task]
+    command = [
+        "protect", desk.task, "--vault", vault, "--scheme", "deepsigns", "--epochs", "2",
+        "--owner", "Test", "--quiet", "--force", "-o", out, "--set", "bits=128", "--seed", "3",
+    ]  # fmt: skip
+    assert earmark(*command)[0] in (0, 1, 3)
+    (key,) = (path.stem for path in (vault / "keys").glob("*.json"))
+    del command[command.index("--set") : command.index("--set") + 2]
+    code, _, err = earmark(*command[:-1], "4", "--key", key)
+    assert code == 2
+    assert "--seed" in err
+    other = tmp_path / "other.safetensors"
+    save_release(load_task(desk.task).model(), other)
+    code, _, err = earmark("verify", out, *common, "--reference", other)
+    assert code == 2
+    assert "starts/" in err
+    monkeypatch.setattr(Key, "fixing", lambda self, _: self)  # as keys were before
+    monkeypatch.setattr("earmark.cli.protect.keep_start", lambda *_: [])
+    loose = tmp_path / "loose"
+    command[command.index("--vault") + 1] = common[1] = loose
+    assert earmark(*command)[0] in (0, 1, 3)
+    dossier = ["--dossier", tmp_path / "d", "--level", "trace"]
+    code, _, err = earmark("verify", out, *common, "--reference", other, *dossier)
+    assert code == 2
+    assert "did not fix" in err
+    code, printed, err = earmark("verify", out, *common, "--reference", other)
+    assert code in (0, 1, 3), err
+    assert "none that is exact: nothing fixed" in printed

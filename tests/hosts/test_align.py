@@ -466,6 +466,11 @@ def test_the_reference_before_training_is_known_before_the_beacon():
     task = image_task("small-cnn", "digits", batch=64, recipe={"epochs": 0, "lr": 0.05})
     key = SCHEME.new_key(task.host(fresh_model(task, 4)), secret=bytes([7]) * 32)
     before = SCHEME.reference(task.host(starting_model(task, SCHEME, key, seed=4)), key)
+    prepared = fresh_model(task, 4)
+    SCHEME.prepare(prepared, key)
+    unmarked = SCHEME.reference(task.host(prepared), key)
+    for name in before.tensor_names():
+        np.testing.assert_allclose(before.tensor(name), unmarked.tensor(name), atol=1e-4)
     for beacon in ("ab" * 32, "cd" * 32):
         bound = key.bind(beacon)
         started = task.host(embed(task, SCHEME, bound, seed=4).model)

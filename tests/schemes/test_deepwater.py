@@ -297,6 +297,7 @@ def test_group_signs_are_fair_and_independent_of_their_sizes(marked):
         products += (signs * (sizes - sizes.mean()) / sizes.std()).sum()
         count += steps.size
         assert sum(evidence.weights) >= abs(evidence.score)
+        assert list(evidence.weights) == sorted(evidence.weights)  # no place shows its pattern
     assert abs(sums) < 4 * math.sqrt(count)
     assert abs(products) < 4 * math.sqrt(count)
 

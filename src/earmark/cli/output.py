@@ -85,13 +85,16 @@ def line(label: str, text: str) -> str:
     return f"{label:<16}  {text}"
 
 
-def verdict_lines(verdict: Verdict, evidence: Evidence, *, exact: bool = True) -> list[str]:
+def verdict_lines(
+    verdict: Verdict, evidence: Evidence, *, exact: bool = True, why: str = ""
+) -> list[str]:
     """Describe a verdict in a few labelled lines.
 
     Args:
         verdict: The verdict.
         evidence: The evidence that it was judged from.
-        exact: Whether the scheme's null is exact; some published forms have none.
+        exact: Whether the null is exact; some published forms have none.
+        why: Why it is not, if the published form is not to blame.
     """
     shown = {
         Outcome.SHOWN: ("MARK SHOWN", "green"),
@@ -104,7 +107,7 @@ def verdict_lines(verdict: Verdict, evidence: Evidence, *, exact: bool = True) -
         f"{head}  {evidence.hits:,} of {evidence.trials:,} answers match the key",
         line("chance", f"{stats.one_in(-verdict.bits)} for a model made without the key"),
         line("evidence", f"{verdict.bits:.1f} bits net; {verdict.threshold:g} asked for"),
-        *_null_lines(verdict, evidence, exact=exact),
+        *_null_lines(verdict, evidence, exact=exact, why=why),
         line(
             "tried",
             f"{many(evidence.tried.keys, 'key')}, {many(evidence.tried.suspects, 'suspect')}, "
@@ -120,10 +123,11 @@ def verdict_lines(verdict: Verdict, evidence: Evidence, *, exact: bool = True) -
     return lines
 
 
-def _null_lines(verdict: Verdict, evidence: Evidence, *, exact: bool) -> list[str]:
+def _null_lines(verdict: Verdict, evidence: Evidence, *, exact: bool, why: str) -> list[str]:
     """Say what the chance rests on: the plain count, or a reading that weighs the answers."""
     if not exact:
-        return [line("null", "none that is exact: this published form drops answers afterwards")]
+        why = why or "this published form drops answers afterwards"
+        return [line("null", f"none that is exact: {why}")]
     plain = stats.log2_binomial_tail(evidence.hits, evidence.trials, evidence.chance)
     if evidence.score is not None and verdict.bits_gross > -plain:
         return [

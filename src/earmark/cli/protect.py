@@ -13,10 +13,13 @@ from earmark.cli import options
 from earmark.cli.output import EXIT, Bars, emit, line
 from earmark.codec import Json
 from earmark.errors import UsageError
+from earmark.keys.secret import START
 from earmark.records import Evidence, Outcome, Verdict
 from earmark.vault import Registration, Vault
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from earmark.keys.secret import Key
     from earmark.schemes.base import Scheme
     from earmark.task import Task
@@ -101,6 +104,7 @@ def command(
     of the release after it. A release whose mark `verify` would not show is written too, but the
     exit code is then that of `verify`: do not release it.
     """
+    from earmark.hosts.files import save_release
     from earmark.task import load_task
 
     if output.suffix != ".safetensors":
@@ -123,12 +127,13 @@ def command(
     word = options.passphrase(passphrase_file)
     if new is None:
         key, registration = committed(vault, key_name, scheme, word)
+        first = before(task, scheme, key, start, drawn)
     else:
+        first = before(task, scheme, new, start, drawn)
+        new = new if first is None else new.fixing(task.host(first).digest())
         key, registration = commit(vault, new, word, output.name, community_path)
     bars.note(f"key {registration.id}: committed, seed {drawn}")
-    kept = keep_start(task, scheme, key, vault.start(registration), start, drawn)
-    from earmark.hosts.files import save_release
-
+    kept = [] if first is None else keep_start(task, key, first, vault.start(registration))
     try:
         trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, checkpoint, bars)
     except KeyboardInterrupt:
@@ -231,21 +236,35 @@ def train_marked(
     )
 
 
-def keep_start(
-    task: Task, scheme: Scheme, key: Key, path: Path, start: Path | None, seed: int
-) -> list[str]:
-    """Keep the network before its training, if suspects are aligned to that; say so."""
+def before(task: Task, scheme: Scheme, key: Key, start: Path | None, seed: int) -> nn.Module | None:
+    """Return the network before its mark and its training, if suspects are aligned to that."""
     from earmark.bench.reading import aligns
 
     if not aligns(scheme):
-        return []
-    from earmark.hosts.files import save_release
+        return None
     from earmark.hosts.suspects import load_suspect
-    from earmark.schemes.embedding import starting_model
+    from earmark.schemes.embedding import fresh_model
 
-    first = (
-        load_suspect(task.model(), start) if start else starting_model(task, scheme, key, seed=seed)
-    )
+    if start:
+        return load_suspect(task.model(), start)
+    made = fresh_model(task, seed)
+    scheme.prepare(made, key)
+    return made
+
+
+def keep_start(task: Task, key: Key, first: nn.Module, path: Path) -> list[str]:
+    """Keep the network before its mark, to which suspects are aligned; say so.
+
+    Raises:
+        UsageError: It is not the one that the key was committed with.
+    """
+    from earmark.hosts.files import save_release
+
+    if key.layout.params.get(START) != task.host(first).digest():
+        raise UsageError(
+            "This key was committed with another network to start from.",
+            hint="Give the --seed, or the weights of --from, that it was made with.",
+        )
     path.parent.mkdir(mode=0o700, exist_ok=True)
     save_release(first, path, overwrite=True)
     return [line("start", f"{path}  (verify looks here where neurons were reordered)")]

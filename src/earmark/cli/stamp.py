@@ -55,7 +55,7 @@ def command(
     scheme = registry.scheme("deepwater", **options.parse_settings(settings))
     assert isinstance(scheme, DeepWater)
     source = FilesHost(weights)
-    new = scheme.new_key(source)
+    new = scheme.new_key(source).fixing(source.digest())
     bars = Bars(quiet=quiet or as_json)
     vault = open_vault(vault_path, owner, passphrase_file, bars)
     word = options.passphrase(passphrase_file)

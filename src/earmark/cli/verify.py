@@ -15,6 +15,7 @@ from earmark.cli.report import write_claim
 from earmark.cli.service import Service, is_address, nonce_of, refuse, service_options
 from earmark.codec import Json
 from earmark.errors import UsageError
+from earmark.keys.secret import START
 from earmark.records import Access, Evidence, Outcome
 from earmark.report.archive import require_room
 from earmark.vault import Registration, Vault
@@ -98,6 +99,11 @@ def command(
     registration = vault.registration(key_name)
     word, asked = options.passphrase(passphrase_file), policy.Policy.at(level)
     key = vault.key(registration.id, word)
+    if not is_address(suspect):
+        reference = reference or kept(vault, registration, task_path)
+    fixed = reference is None or START in key.layout.params
+    if dossier is not None and not fixed:
+        raise proves_nothing(registration)
     service, more, read = None, list[str](), dict[str, Json]()
     charging = dataclasses.replace(asked, tried_keys=suspects * vault.keys_tried())
     if is_address(suspect):
@@ -110,7 +116,6 @@ def command(
         scheme = registry.scheme(key.layout.scheme)
         host = open_suspect(suspect, scheme, task_path)
         nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
-        reference = reference or kept(vault, registration, task_path)
         if reference is None:
             found = scheme.measure(host, key, nonce=nonce)
         else:
@@ -120,7 +125,8 @@ def command(
     evidence = charged(found, registration, suspects, keys=vault.keys_tried())
     verdict = policy.judge(evidence, asked)
     exact = getattr(registry.load("scheme", key.layout.scheme), "exact_null", True)
-    lines = verdict_lines(verdict, evidence, exact=exact)
+    why = "" if fixed else "nothing fixed what the suspect was aligned to before the message"
+    lines = verdict_lines(verdict, evidence, exact=exact and fixed, why=why)
     claim = line("claim", f"key {registration.id}, ledger #{registration.receipt.index}")
     lines += [*(service.lines() if service else more), claim]
     if not quiet:
@@ -157,6 +163,15 @@ def charged(
     return dataclasses.replace(evidence, commitment=registration.commitment.commitment, tried=tried)
 
 
+def proves_nothing(registration: Registration) -> UsageError:
+    """Return the error for a claim on what was aligned to a network that the key did not fix."""
+    return UsageError(
+        f"Key {registration.id} did not fix what suspects are aligned to, so that a claim with "
+        "--reference would prove nothing.",
+        hint="Leave --reference out, or protect anew: keys fix it now.",
+    )
+
+
 def kept(vault: Vault, registration: Registration, task_path: Path | None) -> Path | None:
     """Return the weights before the mark, if protect kept them and there is a task to run them."""
     start = vault.start(registration)
@@ -177,6 +192,7 @@ def realigned(
         UsageError: The scheme needs no alignment, or there is no task file.
     """
     from earmark.bench.reading import aligned, aligns, read_twice
+    from earmark.hosts.files import FilesHost
     from earmark.hosts.suspects import load_suspect
     from earmark.task import load_task
 
@@ -187,14 +203,22 @@ def realigned(
         )
     if task_path is None:
         raise UsageError("--reference needs --task, the task file with model().")
+    digest, fixed = FilesHost(reference).digest(), key.layout.params.get(START, "")
+    if fixed and fixed != digest:
+        raise UsageError(
+            f"'{reference}' is not the network before its mark that key and commitment fixed.",
+            expected=f"Weights with digest {str(fixed)[:12]}…; protect keeps them under starts/.",
+        )
     task = load_task(task_path)
     model = load_suspect(task.model(), reference)
     first = task.host(model)
     found, read = read_twice(
         scheme, key, suspect, lambda: aligned(scheme, key, suspect, first, model), policy=asked
     )
-    note = f"Read in place and, where that was too little, aligned to '{reference.name}'."
-    return dataclasses.replace(found, notes=(*found.notes, note)), read
+    note = f"Read in place and, where that was too little, aligned to '{reference.name}'"
+    note += ", which the key fixed." if fixed else ", which nothing fixed before the message."
+    details = {**found.details, "reference": digest}
+    return dataclasses.replace(found, notes=(*found.notes, note), details=details), read
 
 
 def read_back(

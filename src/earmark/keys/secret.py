@@ -26,6 +26,10 @@ from earmark.records import Commitment, Layout, Opening, Tried, now
 _FORMAT = "earmark/sealed-key/1"
 
 
+START = "start"
+"""Name of the layout's parameter that fixes the network to which suspects are aligned."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One shard of a key: what a claim reveals, and all that verification of it needs.
@@ -161,6 +165,24 @@ class Key:
         if self.beacon not in (None, beacon):
             raise UsageError("This key is bound to another beacon already.")
         return replace(self, beacon=beacon)
+
+    def fixing(self, start: str) -> Key:
+        """Return the unbound key with what suspects are aligned to fixed in its layout.
+
+        Whoever may choose that after he knows the message can make any model look guilty.
+
+        Args:
+            start: Digest of the network before its mark, 64 hexadecimal digits.
+
+        Raises:
+            UsageError: Not a digest, or the key is bound already.
+        """
+        if len(start) != 64 or set(start) - set("0123456789abcdef"):
+            raise UsageError(f"Digest {start!r} is not 64 lower-case hexadecimal digits.")
+        if self.beacon is not None:
+            raise UsageError("This key is bound already; its layout is fixed.")
+        params = {**self.layout.params, START: start}
+        return replace(self, layout=replace(self.layout, params=params))
 
     def shard(self, index: int) -> Shard:
         """Return one shard.

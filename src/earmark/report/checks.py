@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from earmark import __version__
 from earmark.errors import DossierError, EarmarkError
 from earmark.hosts.transcript import summary
+from earmark.keys.secret import START
 from earmark.ledger.checkpoint import SignedCheckpoint
 from earmark.ledger.merkle import verify_consistency
 from earmark.ledger.note import VerifierKey
@@ -316,6 +317,8 @@ def _count(evidence: Evidence, content: DossierContent, file: str) -> None:
     layout = content.opening.layout
     _require(evidence.layout == layout.digest(), file, "it is of another layout than the key's")
     _require(evidence.scheme == layout.scheme, file, "it is of another scheme than the key's")
+    fixed = evidence.details.get("reference") in (None, layout.params.get(START))
+    _require(fixed, file, "it was aligned to a network that the key's layout does not fix")
     within = bool(evidence.shards) and all(0 <= i < layout.shards for i in evidence.shards)
     _require(within, file, "it names no shards of the key, or some that the key does not have")
     try:

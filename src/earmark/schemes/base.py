@@ -98,6 +98,12 @@ class Scheme(ABC):
             CarrierError: The model lacks the key's carrier.
         """
 
+    def prepare(self, model: nn.Module, key: Key) -> None:
+        """Ready fresh parameters for :meth:`begin`, from the secret alone; usually nothing is done.
+
+        Suspects are aligned to what this leaves: it is known before the message is.
+        """
+
     def begin(self, model: nn.Module, key: Key, *, fresh: bool) -> None:
         """Change a model's weights, in place, before the training that embeds the mark.
 

@@ -268,7 +268,7 @@ class DeepSigns(Scheme):
             shards=tuple(shard.index for shard in key.shards),
             queries=batches.size(plan.inputs),
             notes=(_MATCHED,) if isinstance(suspect, AlignedHost) else (),
-            weights=tuple(int(weight) for weight in weights) if weights.any() else (),
+            weights=tuple(sorted(int(weight) for weight in weights)) if weights.any() else (),
             score=score if weights.any() else None,
             details={
                 "bit_error_rate": round(1 - float(hits.mean()), 6),

@@ -172,13 +172,23 @@ class DeepWater(Scheme):
         """Return the score that the bits of a tensor are pushed to."""
         return self.margin or min(8.0, max(4.0, _UNSEEN * math.sqrt(layer.weights)))
 
+    def prepare(self, model: nn.Module, key: Key) -> None:
+        """Shuffle fresh parameters, each tensor by itself, because seeds can be guessed.
+
+        Whoever finds a network's seed must not find out how it differs from what the seed gives.
+        """
+        from earmark.schemes.deepwater_torch import shuffle
+
+        if self.planted:
+            start = key.child("start").shard(0)
+            shuffle(model, lambda name, count: start.early(f"order/{name}").bytes(8 * count))
+
     def begin(self, model: nn.Module, key: Key, *, fresh: bool) -> None:
         """Put the mark into a model that is going to be trained, in place.
 
-        Fresh parameters are first shuffled, each tensor by itself, because seeds can be guessed:
-        whoever finds a network's seed must not find out how it differs from what the seed gives.
-        Then weights are exchanged in pairs (:func:`earmark.schemes.cells.exchange`): whatever is
-        drawn independently from a law symmetric about 0 keeps that law, and about 0.56 times the
+        Fresh parameters are first shuffled (:meth:`prepare`). Then weights are exchanged in pairs
+        (:func:`earmark.schemes.cells.exchange`): whatever is drawn independently from a law
+        symmetric about 0 keeps that law, and about 0.56 times the
         square root of a cell's weights is the score that every bit starts with. A model that was
         trained before is stamped. Set `planted` to false for initializations with a structure
         (orthogonal, identity).
@@ -186,15 +196,14 @@ class DeepWater(Scheme):
         Raises:
             KeyLayoutError, CarrierError: As in :meth:`attach`.
         """
-        from earmark.schemes.deepwater_torch import rewrite, shuffle
+        from earmark.schemes.deepwater_torch import rewrite
 
         self.check_key(key)
         if not self.planted:
             return
         prepared = _prepare(key)
         if fresh:
-            start = key.child("start").shard(0)
-            shuffle(model, lambda name, count: start.early(f"order/{name}").bytes(8 * count))
+            self.prepare(model, key)
         rewrite(model, prepared, self.plant_tensor if fresh else self.stamp_tensor)
 
     @contextmanager
@@ -321,7 +330,7 @@ class DeepWater(Scheme):
             tried=tried(key, forms=getattr(suspect, "forms", 1)),
             commitment=_commitment(key),
             shards=tuple(sorted(shard.index for shard in key.shards)),
-            weights=tuple(abs(step) for step in flat),
+            weights=tuple(sorted(map(abs, flat))),  # their order would show the pattern
             score=sum(flat),
             details=_details(readings, signed, right),
             notes=(*notes, *getattr(suspect, "notes", ())),
