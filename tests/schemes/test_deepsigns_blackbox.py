@@ -1,6 +1,7 @@
 """Black-box DeepSigns: round trip, exact law, early stop, budget; the paper's filter and table."""
 
 import copy
+import math
 from dataclasses import replace
 from fractions import Fraction
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from earmark import policy
+from earmark.bench.zoo import tiny_hosts
 from earmark.errors import (
     AccessError,
     CapacityError,
@@ -17,6 +19,7 @@ from earmark.errors import (
     KeyLayoutError,
     UsageError,
 )
+from earmark.hosts import batches
 from earmark.hosts.callable import CallableHost
 from earmark.hosts.module import ModuleHost
 from earmark.keys.secret import Disclosure
@@ -347,3 +350,47 @@ def test_a_model_of_one_score_is_refused_with_what_to_do_instead(task, plain, ke
     three = torch.nn.Sequential(plain, torch.nn.Linear(10, 3))
     with SCHEME.attach(three, key) as mark, pytest.raises(HostError, match="fewer classes"):
         mark.loss()
+
+
+class Words(CallableHost):
+    """A suspect that answers in words, which somebody has put in an order."""
+
+    def __init__(self, call, names):
+        super().__init__(call)
+        self.names = tuple(names)
+
+
+def test_an_order_of_names_that_the_key_does_not_fix_is_charged():
+    model, inputs = tiny_hosts()["mlp"]
+    words = [f"class {i}" for i in range(10)]
+    free = DeepSignsBlackBox(count=40)
+    key = free.new_key(ModuleHost(model), inputs=inputs)
+
+    said = dict(zip(batches.sample_digests(key.inputs), free.answers(key).tolist(), strict=True))
+
+    def right(samples):
+        return torch.tensor([said[digest] for digest in batches.sample_digests(samples)])
+
+    found = free.measure(Words(right, words), key)
+    assert found.tried.forms == math.factorial(10)
+    assert policy.judge(found).bits < policy.judge(free.measure(CallableHost(right), key)).bits - 21
+    with pytest.raises(UsageError, match="too many orders"):
+        free.measure(Words(right, [f"{i}" for i in range(17)]), key)
+
+
+def test_names_that_the_key_fixes_cost_nothing_and_no_others_are_taken():
+    model, inputs = tiny_hosts()["mlp"]
+    words = [f"class {i}" for i in range(10)]
+    fixed = DeepSignsBlackBox(count=40, names=words)
+    key = fixed.new_key(ModuleHost(model), inputs=inputs)
+    assert key.layout.params["classes"] == 10
+    host = Words(lambda samples: torch.zeros(len(samples)).long(), words)
+    assert fixed.measure(host, key).tried.forms == 1
+    host.names = tuple(reversed(words))
+    with pytest.raises(UsageError, match="not those that the key was made with"):
+        fixed.measure(host, key)
+    for names in (["a", "a"], ["a", "b", "c"]):
+        with pytest.raises(UsageError):
+            DeepSignsBlackBox(count=40, classes=10, names=names).new_key(
+                ModuleHost(model), inputs=inputs
+            )

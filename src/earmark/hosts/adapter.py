@@ -21,6 +21,9 @@
     per_second = 5  # requests a second at most
     retries = 5  # tries after a refusal or a failure
     timeout = 30  # seconds a request
+
+Whoever orders the names after the answers are drawn chooses which answer is which. So every order
+of them is charged (ten names cost 22 bits), unless the key was made with them: then no others do.
 """
 
 from __future__ import annotations

@@ -79,6 +79,11 @@ class EndpointHost(Host):
         """The value that orders the questions, as the transcript has it."""
         return self.transcript.nonce
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The words that the service answers in, in the order of the classes; none for numbers."""
+        return self.adapter.names
+
     def digest(self) -> str:
         """Return a digest over the address and the answers so far: all that is known of it."""
         return self.transcript.digest()

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from earmark import codec
 from earmark.errors import CapacityError, KeyFileError, UsageError
 from earmark.hosts import batches
 from earmark.hosts.access import Host
@@ -48,6 +49,8 @@ from earmark.schemes import groups
 from earmark.schemes.base import Mark, Scheme
 from earmark.schemes.groups import blended
 from earmark.stats import BettingEValue, log2_binomial_tail
+
+_MOST_NAMES = 16  # of more the number of orders would not fit a record
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class DeepSignsBlackBox(Scheme):
         stop_bits: Stop asking once the evidence, net of every look at it, reaches so many bits;
             0 asks all.
         plain: Teach by plain cross-entropy instead of a margin.
+        names: The classes' names in the model's order, where services may answer in words. They
+            are fixed by the key then; else their order, which whoever asks could choose to suit
+            his claim, is charged.
 
     Raises:
         UsageError: A setting out of range.
@@ -120,6 +126,7 @@ class DeepSignsBlackBox(Scheme):
     step: int = 10
     stop_bits: float = 0.0
     plain: bool = False
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("count", "every", "portion", "shards", "step"):
@@ -133,6 +140,11 @@ class DeepSignsBlackBox(Scheme):
             raise UsageError("Settings contrast (above 0, to 1), smooth or share are out of range.")
         if self.classes == 1 or self.classes < 0:
             raise UsageError(f"{self.classes} classes leave nothing to answer.")
+        object.__setattr__(self, "names", tuple(self.names))
+        if len(set(self.names)) != len(self.names):
+            raise UsageError(
+                f"Names {list(self.names)} occur twice.", expected="One name for each class."
+            )
 
     def inputs_wanted(self) -> int:
         """Return as many candidates as inputs; twice as many if two are blended into one."""
@@ -144,7 +156,9 @@ class DeepSignsBlackBox(Scheme):
         """Make a key; see :meth:`earmark.schemes.base.Scheme.new_key`. Labels are not used."""
         given, _ = groups.split_labels(self.need_inputs(inputs))
         secret = secrets.token_bytes(32) if secret is None else secret
-        classes = self.classes or _classes(host, given)
+        classes = self.classes or len(self.names) or _classes(host, given)
+        if self.names and len(self.names) != classes:
+            raise UsageError(f"{len(self.names)} names for {classes} classes.", expected="As many.")
         kept = self.compose(given, KeyStream(secret, f"{self.name}/inputs"))
         digests = batches.sample_digests(kept)
         each = len(digests) // self.shards
@@ -157,6 +171,7 @@ class DeepSignsBlackBox(Scheme):
             {
                 "classes": classes,
                 "inputs": [_digest(digests[each * i : each * (i + 1)]) for i in range(self.shards)],
+                **({"names": names_digest(self.names)} if self.names else {}),
             },
             batches.tree_digest(kept),
         )
@@ -215,11 +230,13 @@ class DeepSignsBlackBox(Scheme):
 
         The nonce orders the questions. A suspect with a query budget is asked no more than that.
         With `stop_bits`, every look that any budget allows is charged, so stopping early, and going
-        on with a larger budget, costs a few bits and no honesty.
+        on with a larger budget, costs a few bits and no honesty. Where a suspect answers in words
+        whose order the key does not fix, every order of them is charged.
 
         Raises:
             NetworkError: A remote suspect did not answer.
-            UsageError: The budget does not reach the first look.
+            UsageError: The budget does not reach the first look, or the words that the suspect
+                answers in are not the key's, or too many to charge their order.
         """
         self.check_key(key)
         suspect.require(Access.LABELS, by=self.name)
@@ -229,6 +246,7 @@ class DeepSignsBlackBox(Scheme):
         allowed = self._allowed(len(order), getattr(suspect, "budget", None))
         betting, strange = BettingEValue(chance), 0
         looks = -(-len(order) // self.step) if self.stop_bits else 1
+        orders = _orders(key, getattr(suspect, "names", ()))
         size = self.step if self.stop_bits else max(1, allowed)
         for start in range(0, allowed, size):
             part = order[start : min(start + size, allowed)]
@@ -236,7 +254,7 @@ class DeepSignsBlackBox(Scheme):
             betting.add(int((given == answers[part]).sum()), len(part))
             strange += int(((given < 0) | (given >= chance.denominator)).sum())
             tail = log2_binomial_tail(betting.hits, betting.trials, chance)
-            if self.stop_bits and -tail - math.log2(looks) >= self.stop_bits:
+            if self.stop_bits and -tail - math.log2(looks * orders) >= self.stop_bits:
                 break
         return Evidence.of(
             self.name,
@@ -246,7 +264,7 @@ class DeepSignsBlackBox(Scheme):
             layout=key.layout.digest(),
             suspect=suspect.digest(),
             access=Access.LABELS,
-            tried=tried(key, forms=max(1, looks)),
+            tried=tried(key, forms=max(1, looks) * orders),
             nonce=nonce,
             shards=tuple(shard.index for shard in key.shards),
             queries=betting.trials,
@@ -322,6 +340,36 @@ def _smoothed(even: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     found: NDArray[np.float32] = gaussian_filter(even, (0, 0, sigma, sigma), truncate=3.0)
     found /= found.std()
     return found
+
+
+def names_digest(names: Sequence[str]) -> str:
+    """Return what a layout keeps of classes' names, in their order."""
+    return codec.digest(codec.canonical(list(names)))
+
+
+def _orders(key: Key | Disclosure, names: Sequence[str]) -> int:
+    """Return in how many orders the suspect's words could have been named: 1 if the key fixes it.
+
+    Raises:
+        UsageError: The key fixes other names, or there are too many to charge.
+    """
+    fixed = key.layout.params.get("names")
+    if not names:
+        return 1
+    if fixed is None and len(names) <= _MOST_NAMES:
+        return math.factorial(len(names))
+    if fixed is None:
+        raise UsageError(
+            f"{len(names)} names have too many orders to charge for the choice.",
+            expected=f"At most {_MOST_NAMES} names, or names that the key fixes.",
+            hint='Make the key with the classes\' names:  --set \'names=["cat", "dog"]\'',
+        )
+    if fixed != names_digest(names):
+        raise UsageError(
+            "The adapter's names are not those that the key was made with, or in another order.",
+            hint="Give the names as they were when the key was made.",
+        )
+    return 1
 
 
 def _classes(host: Host, inputs: Tree) -> int:
