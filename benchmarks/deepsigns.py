@@ -101,6 +101,8 @@ def core(cell: Cell) -> None:
             del battery["R11 dummies .8"]
         if any(isinstance(module, nn.BatchNorm2d) for module in marked.modules()):
             battery["R14 norms folded"] = FoldNorms()
+            settled = Chain((Prune(share=0.8, scope="layer"), FineTune(lr=1e-6, epochs=1)))
+            battery["R5 prune .8 layer, norms anew"] = settled  # too small a rate to change weights
         if name == "black":
             battery |= {
                 "filter that turns away 2 %": FilterQueries(share=0.02),

@@ -17,6 +17,7 @@ ASKED: dict[str, tuple[str, str]] = {
     "R5 prune .5 global": ("report", "64"),
     "R5 prune .8 global": ("64", "report"),
     "R5 prune .8 layer": ("64", "report"),
+    "R5 prune .8 layer, norms anew": ("64", "report"),
     "R5 channels .3 x5": ("report", "report"),
     "R7 int8": ("as before", "64"),
     "R7 int4": ("128", "report"),
