@@ -177,3 +177,18 @@ def test_doctor_fails_when_a_vector_is_wrong(earmark, monkeypatch) -> None:
     code, _, err = earmark("doctor")
     assert code == 5
     assert "self-test failed" in err
+
+
+def test_what_others_say_cannot_write_to_the_terminal(monkeypatch, earmark) -> None:
+    from earmark.cli import main
+    from earmark.errors import NetworkError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NetworkError("It answered 500: \x1b[2J\x1b[1;32mMARK SHOWN\r\nall good")
+
+    monkeypatch.setattr(main.cli, "main", refuse)
+    code, _, err = earmark("doctor")
+    assert code == 5
+    assert "\x1b" not in err
+    assert "\r" not in err
+    assert "\\x1b[2J" in err

@@ -299,15 +299,15 @@ def test_adapter_file_round_trip_and_secrets(tmp_path, monkeypatch):
     path = tmp_path / "adapter.toml"
     path.write_text(
         'url = "https://api.invalid/v1"\nanswer = "results.0.label"\nnames = ["cat", "dog"]\n'
-        '[headers]\nAuthorization = "env:EARMARK_TEST_TOKEN"\n[limits]\nbudget = 9\n'
+        '[headers]\nAuthorization = "env:SHOP_TOKEN"\n[limits]\nbudget = 9\n'
     )
     found = Adapter.load(path)
     assert found.limits.budget == 9
     assert found.read({"results": [{"label": "dog"}]}) == 1
-    monkeypatch.delenv("EARMARK_TEST_TOKEN", raising=False)
-    with pytest.raises(UsageError, match="EARMARK_TEST_TOKEN"):
+    monkeypatch.delenv("SHOP_TOKEN", raising=False)
+    with pytest.raises(UsageError, match="SHOP_TOKEN"):
         found.request(np.zeros((1, 2)))
-    monkeypatch.setenv("EARMARK_TEST_TOKEN", "hush-hush")
+    monkeypatch.setenv("SHOP_TOKEN", "hush-hush")
     assert found.request(np.zeros((1, 2)))[1]["Authorization"] == "hush-hush"
     assert "hush" not in repr(found)
     assert found.digest() == Adapter.load(path, limits={"budget": 3}).digest()
@@ -401,10 +401,10 @@ def test_a_picture_has_one_or_three_channels():
 
 
 def test_a_token_is_never_quoted_and_its_newline_is_taken_off(monkeypatch):
-    asks = Adapter("http://x/", headers={"Authorization": "env:EARMARK_TEST_TOKEN"})
-    monkeypatch.setenv("EARMARK_TEST_TOKEN", "hush\n")
+    asks = Adapter("http://x/", headers={"Authorization": "env:SHOP_TOKEN"})
+    monkeypatch.setenv("SHOP_TOKEN", "hush\n")
     assert asks.request(np.zeros((1, 2)))[1]["Authorization"] == "hush"
-    monkeypatch.setenv("EARMARK_TEST_TOKEN", "hush\nhush")
+    monkeypatch.setenv("SHOP_TOKEN", "hush\nhush")
     with pytest.raises(UsageError, match="Authorization") as caught:
         asks.request(np.zeros((1, 2)))
     assert "hush" not in str(caught.value)
@@ -434,3 +434,11 @@ def test_an_edited_transcript_is_refused(tmp_path, head, answer):
     path.write_text("".join(json.dumps(line) + "\n" for line in (first, answer)))
     with pytest.raises(FormatError):
         Transcript(path, "a model")
+
+
+def test_no_adapter_sends_what_opens_the_vault(monkeypatch):
+    monkeypatch.setenv("EARMARK_PASSPHRASE", "a phrase")
+    asks = Adapter("http://x/", headers={"Accept-Language": "env:EARMARK_PASSPHRASE"})
+    with pytest.raises(UsageError, match="earmark's own") as caught:
+        asks.request(np.zeros((1, 1, 2, 2)))
+    assert "a phrase" not in str(caught.value)

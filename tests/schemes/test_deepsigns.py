@@ -14,9 +14,10 @@ from earmark.attacks.obfuscate import Obfuscate, Permute
 from earmark.attacks.prune import Prune
 from earmark.bench.data import load
 from earmark.bench.zoo import image_task
-from earmark.errors import CapacityError, CarrierError, KeyFileError, UsageError
+from earmark.errors import CapacityError, CarrierError, KeyFileError, KeyLayoutError, UsageError
 from earmark.hosts.access import Host
 from earmark.hosts.module import ModuleHost
+from earmark.keys.secret import Key
 from earmark.records import Access
 from earmark.schemes.deepsigns import DeepSigns, Plan, codeword
 from earmark.schemes.deepsigns_paper import DeepSignsPaper, normal
@@ -319,3 +320,11 @@ def test_keyed_normal_numbers_look_normal():
     assert abs(found.mean()) < 0.05
     assert abs(found.std() - 1) < 0.05
     assert abs(np.mean(np.abs(found) > 1.96) - 0.05) < 0.01
+
+
+def test_the_published_form_has_one_shard_so_that_none_can_be_put_first(task, plain):
+    scheme = DeepSignsPaper(bits=16, carriers=2, push=0.1, samples=100)
+    key = scheme.new_key(task.host(plain), inputs=samples(task), secret=bytes(32))
+    several = Key.generate(replace(key.layout, shards=4), inputs=key.inputs)
+    with pytest.raises(KeyLayoutError, match="one shard"):
+        scheme.measure(ModuleHost(plain), several)

@@ -22,8 +22,9 @@ from earmark.errors import (
 from earmark.hosts import batches
 from earmark.hosts.callable import CallableHost
 from earmark.hosts.module import ModuleHost
-from earmark.keys.secret import Disclosure
+from earmark.keys.secret import Disclosure, Key
 from earmark.keys.stream import KeyStream
+from earmark.records import Layout
 from earmark.schemes.adi import abstract
 from earmark.schemes.deepsigns_blackbox import (
     DeepSignsBlackBox,
@@ -394,3 +395,14 @@ def test_names_that_the_key_fixes_cost_nothing_and_no_others_are_taken():
             DeepSignsBlackBox(count=40, classes=10, names=names).new_key(
                 ModuleHost(model), inputs=inputs
             )
+
+
+@pytest.mark.parametrize("places", [[-2, -1, 0, 1], [0, 0], [3, 1], [1 << 40]])
+def test_answers_are_taken_once_and_from_the_front(places):
+    scheme = DeepSignsBlackBoxPaper(count=4)
+    layout = Layout(
+        scheme.name, scheme.version, ("labels",), len(places), 1,
+        {"classes": 10, "places": places, "inputs": ["0" * 64]},
+    )  # fmt: skip
+    with pytest.raises(KeyLayoutError, match="out of order"):
+        scheme.answers(Key.generate(layout))

@@ -180,6 +180,7 @@ def _fail(
     as_json: bool,
     usage: click.UsageError | None = None,
 ) -> int:
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     if as_json:
         command = next((item for item in arguments if not item.startswith("-")), "")
         click.echo(error_document(command, code, name, text))

@@ -333,6 +333,11 @@ def _printable(text: str) -> bool:
 def _secret(name: str, value: str) -> str:
     """Return a header's value, from the environment if it says so; errors never quote it."""
     variable = value.removeprefix("env:")
+    if variable != value and variable.upper().startswith("EARMARK_"):
+        raise UsageError(
+            f"Header {name} asks for the environment variable {variable}, which is earmark's own.",
+            expected="A variable with the service's own secret.",
+        )
     found = os.environ.get(variable) if variable != value else value
     if found is None:
         raise UsageError(

@@ -62,7 +62,7 @@ class DisclosureFile(Record):
                     item.shard.salt.hex(),
                     item.path,
                 )
-                for item in key.reveal(indices)
+                for item in key.reveal(sorted(set(indices)))
             ),
         )
 
@@ -100,8 +100,12 @@ class DisclosureFile(Record):
         Raises:
             KeyFileError: It does.
         """
-        if sorted(item.index for item in self.shards) != sorted(shards):
-            raise KeyFileError("The disclosure reveals other shards than the claim names.")
+        shown = [item.index for item in self.shards]
+        if shown != sorted(set(shards)):
+            raise KeyFileError(
+                "The disclosure reveals other shards than the claim names, or not in their order.",
+                expected=f"Shards {sorted(set(shards))}, in this order.",
+            )
         if self.beacon != beacon:
             raise KeyFileError("The disclosure is bound to another beacon than its commitment.")
 
@@ -117,7 +121,7 @@ def inputs_of(key: Key, indices: Sequence[int]) -> bytes:
 
     Args:
         key: With its inputs.
-        indices: The shards, in the order in which they are revealed.
+        indices: The shards; they are shown in their own order, whatever this one is.
     """
     import tempfile
     from pathlib import Path
@@ -127,7 +131,9 @@ def inputs_of(key: Key, indices: Sequence[int]) -> bytes:
     shown = key.inputs
     if by_shard(key.layout):
         each = key.layout.message_bits // key.layout.shards
-        rows = [row for index in indices for row in range(each * index, each * (index + 1))]
+        rows = [
+            row for index in sorted(set(indices)) for row in range(each * index, each * (index + 1))
+        ]
         shown = batches.take(key.inputs, rows)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inputs.safetensors"

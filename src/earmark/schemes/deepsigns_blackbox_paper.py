@@ -161,7 +161,8 @@ class DeepSignsBlackBoxPaper(DeepSignsBlackBox):
             KeyLayoutError: The layout names a place in the stream of answers twice.
         """
         places = _places(key.layout)
-        if any(later <= earlier for earlier, later in pairwise(places)):
+        once = all(later > earlier for earlier, later in pairwise(places))
+        if not once or places[0] < 0 or places[-1] >= _MOST_PLACES:
             raise KeyLayoutError("The key's layout takes answers out of order, or one twice.")
         classes = int(key.layout.params["classes"])  # type: ignore[arg-type]
         (shard,) = key.shards
@@ -194,6 +195,9 @@ class DeepSignsBlackBoxPaper(DeepSignsBlackBox):
             key.layout, message_bits=len(chosen), params=params, inputs=batches.tree_digest(kept)
         )
         return replace(key, layout=layout, inputs=kept)
+
+
+_MOST_PLACES = 1 << 24  # candidates before the filter; the paper has 20 times as many as answers
 
 
 def _places(layout: Layout) -> list[int]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from earmark.codec import Json
-from earmark.errors import CapacityError, CarrierError, UsageError
+from earmark.errors import CapacityError, CarrierError, KeyLayoutError, UsageError
 from earmark.hosts import batches, taps
 from earmark.hosts.access import Host
 from earmark.hosts.batches import Tree
@@ -211,7 +211,12 @@ class Secret:
         """Derive it from a key with its inputs."""
         layout, held = key.layout, groups.checked(key)
         params: Any = layout.params  # Any: JSON that new_key wrote
-        shard = key.shards[0]
+        if len(key.shards) != 1:
+            raise KeyLayoutError(
+                f"A key of '{layout.scheme}' has one shard; {len(key.shards)} came.",
+                expected="One: of several, the best could be put first.",
+            )
+        (shard,) = key.shards
         carriers = tuple(int(item) for item in params["carriers"])
         raw = np.array(shard.stream("message").bits(layout.message_bits), dtype=bool)
         stream = shard.stream("projection")
