@@ -419,8 +419,8 @@ def _statements(contents: Mapping[str, bytes], content: DossierContent) -> list[
     split = "Nothing fixes how the trials were split."
     if content.evidence.nonce is not None:
         split = (
-            "How the trials were split was fixed by a value of the claimant's own ledger; it was "
-            "not computed again. Who counts again can split by a value of his own."
+            "How the trials were split follows, as the claimant says, from a value of his own "
+            "ledger; it was not computed again. Who counts again can split by a value of his own."
         )
     made.append(Check("nonce", NOTE, split))
     if content.binding is None and content.release.beacon is not None:
