@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import pytest
 
 from earmark.errors import LedgerError, NetworkError, OutputError, SignatureError
+from earmark.ledger import service
 from earmark.ledger.checkpoint import SignedCheckpoint
 from earmark.ledger.log import SqliteLedger
 from earmark.ledger.note import COSIGNATURE, SignerKey
@@ -159,3 +161,26 @@ def test_blobs(tmp_path):
         assert store.path(bad) is None
     with pytest.raises(OutputError):
         store.put(b"x" * 11)
+
+
+def test_one_witness_that_never_answers_does_not_hold_up_the_log(place, monkeypatch):
+    monkeypatch.setattr(service, "_GRACE", 0.05)
+    let_go, asked = threading.Event(), []
+
+    def silent(request):
+        asked.append(request.old)
+        let_go.wait(60)
+        raise NetworkError("at last")
+
+    place.service._asks["3"] = silent
+    try:
+        for n in range(6):  # more than there are threads
+            place.service.append(b'{"n":%d}' % n)
+            assert place.service.cosigned(n + 1) is not None
+        assert len(asked) == 1
+        assert place.mirror().take(place.service.page(0))
+    finally:
+        let_go.set()
+    place.service._owing["3"].result(60)
+    place.service.append(b'{"n":"again"}')
+    assert len(asked) == 2

@@ -15,9 +15,10 @@ import hashlib
 import os
 import sqlite3
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -30,6 +31,8 @@ from earmark.ledger.port import beacon
 from earmark.ledger.treelog import TreeLog
 from earmark.ledger.witness import Quorum, Request, WitnessError, attach
 from earmark.records import Receipt, Record
+
+_PATIENCE, _GRACE = 15.0, 1.0  # seconds for a quorum, and for the others after it
 
 Ask = Callable[[Request], NoteSignature]
 """Asks one witness; raises `WitnessError` if it refuses, `EarmarkError` if it does not answer."""
@@ -124,6 +127,7 @@ class LogService:
         self.ledger, self.quorum = ledger, quorum
         self._asks = dict(witnesses)
         self._known: dict[str, int] = {}
+        self._owing: dict[str, Future[NoteSignature | None]] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(max(1, len(self._asks)))
         self.notes = notes if isinstance(notes, Notes) else SqliteNotes(notes)
@@ -151,9 +155,26 @@ class LogService:
         return Receipt(receipt.origin, receipt.index, receipt.leaf_hash, str(signed), receipt.proof)
 
     def cosign(self, signed: SignedCheckpoint) -> SignedCheckpoint:
-        """Ask all witnesses about a head and keep it with what they gave."""
-        lines = [line for line in self._pool.map(self._one, self._asks, [signed] * 64) if line]
-        made = attach(signed, lines)
+        """Ask the witnesses about a head and keep it with what they gave.
+
+        Once a quorum has signed, the others have a moment left, so that a faulty one cannot hold up
+        the log; a witness that still owes an answer to the last question is not asked.
+        """
+        fresh: set[Future[NoteSignature | None]] = set()
+        for name in self._asks:
+            if name not in self._owing or self._owing[name].done():
+                self._owing[name] = self._pool.submit(self._one, name, signed)
+                fresh.add(self._owing[name])
+        made, started = signed, time.monotonic()
+        lines: list[NoteSignature] = []
+        while fresh:
+            enough = len(self.quorum.cosigned(made)) >= self.quorum.threshold
+            left = started + (_GRACE if enough else _PATIENCE) - time.monotonic()
+            done, fresh = wait(fresh, timeout=max(0.0, left), return_when=FIRST_COMPLETED)
+            if not done:
+                break
+            lines += [line for item in done if (line := item.result())]
+            made = attach(signed, lines)
         if len(self.quorum.cosigned(made)) >= self.quorum.threshold:
             self.notes.keep_cosigned(made.size, str(made))
         return made

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -55,12 +57,22 @@ class Client:
                 with error:
                     return error.code, error.read(4096)
             with answer:
-                body: bytes = answer.read(limit + 1)
+                body = self._read(answer, limit + 1)
         except (OSError, ValueError) as error:
             raise NetworkError(f"'{self.url}' does not answer: {error}.") from error
         if len(body) > limit:
             raise NetworkError(f"'{self.url}{path}' answered with more than {limit:,} bytes.")
         return 200, body
+
+    def _read(self, answer: http.client.HTTPResponse, most: int) -> bytes:
+        """Read an answer within ten times the timeout, which begins anew with each byte."""
+        parts, held, until = list[bytes](), 0, time.monotonic() + 10 * self.timeout
+        while held < most and (part := answer.read1(most - held)):
+            parts.append(part)
+            held += len(part)
+            if time.monotonic() > until:
+                raise TimeoutError("the answer took too long")
+        return b"".join(parts)
 
     def json(self, path: str) -> Any:  # Any: plain JSON
         """Get a JSON document.
