@@ -1,6 +1,7 @@
 """From a locked parent to customers' copies, each with a number of its own, by the commands."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,35 @@ def test_a_network_of_convolutions_is_distilled_from_the_teacher(sold, shop, cap
     more = ["--task", "task.py", "--teacher", "parent.safetensors", "--epochs", "1"]
     code, found = issue(capsys, "acme", *more)
     assert code == 0, found
+    assert set(found["near_misses"]) == {"one_wrong_bit", "two_wrong_bits", "constant_answer"}
+    assert set(found["utility"]) == {"unlocked", "with_number", "without"}
+
+
+def test_a_copy_is_measured_as_it_is_shipped(sold, shop, capsys):
+    more = ["--task", "task.py", "--teacher", "teacher.safetensors"]
+    code, found = issue(capsys, "acme", *more)
+    assert code == 0, found
+    model, serial = opened(capsys, shop, "acme", sold)
+    assert found["utility"] == {
+        "unlocked": sold.task.evaluate(sold.teacher),
+        "with_number": sold.task.evaluate(sold.lock.opened(model, sold.layout, serial)),
+        "without": sold.task.evaluate(model),
+    }
+    assert found["near_misses"]["one_wrong_bit"] <= found["near_misses"]["constant_answer"] + 10
+    assert "near_misses" not in issue(capsys, "bolt", "--task", "task.py")[1]
+
+
+def test_a_costly_lock_is_warned_of_with_its_figures(sold, shop, capsys):
+    arguments = ["license", "lock", "task.py", "--teacher", "teacher.safetensors"]
+    arguments += ["--set", "bits=16", "--set", "epochs=1", "--set", "rounds=0", "--seed", "3"]
+    code, found = call(capsys, *arguments, "-o", "a.safetensors")
+    lost = found["utility"]["unlocked"] - found["utility"]["with_number"]
+    assert (code, lost > 1) == (0, True)
+    assert any(f"takes {lost:.2f} points" in text for text in found["warnings"])
+    assert run([*arguments, "-o", "b.safetensors", "--quiet"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^warning +the lock takes \d+\.\d\d points", told, re.MULTILINE)
+    assert "near misses" in told
 
 
 def test_locking_writes_a_parent_that_opens_with_its_secret_file(sold, shop, capsys, tmp_path):

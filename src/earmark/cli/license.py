@@ -57,7 +57,8 @@ command.add_command(locking.command)
 @click.option(
     "--teacher",
     type=click.Path(path_type=Path),
-    help="With --lock: your unlocked weights, to distil from where weights cannot be moved.",
+    help="With --lock: your unlocked weights, to distil from where weights cannot be moved, and "
+    "to measure the copy beside.",
 )
 @click.option(
     "--epochs",
@@ -92,7 +93,7 @@ def issue(
 
     Writes OUTPUT (the locked copy), OUTPUT.license, and OUTPUT.serial, which is secret: send it
     another way than the copy. With --lock also OUTPUT.layout, which says how the network is given
-    its number.
+    its number; with --teacher, says what the copy's lock costs and warns where it falls short.
     """
     from earmark.locks import license as licenses
 
@@ -101,7 +102,7 @@ def issue(
     vault, phrase = Vault.open(vault_path), options.passphrase(passphrase_file)
     issuer = licenses.Issuer(vault.identity(phrase))
     number = _next_number(vault)
-    name, trace, way = model_name or weights.stem, None, ""
+    name, trace, way, cost = model_name or weights.stem, None, "", None
     offer = issuer.offer(customer, model=name, number=number)
     with tempfile.TemporaryDirectory() as folder:
         if lock_path is not None:
@@ -123,6 +124,8 @@ def issue(
         if fingerprint:
             key, trace = _tracing_key(vault, phrase, weights)
             copy = _fingerprinted(weights, key, copy_name(offer.grant.number, customer))
+        if lock_path is not None and teacher is not None:
+            cost = locking.cost_of(parent, _task(task_path), teacher, copy, offer.serial)
     signed = issuer.issue(offer, copy, days=days, features=features, trace=trace)
     locked = licenses.wrap_copy(copy, signed, offer)
     _keep(vault, signed)
@@ -141,12 +144,14 @@ def issue(
         line("copy", f"{output}   encrypted; opens with the serial number only"),
         line("serial number", f"{_beside(output, 'serial')}   secret; send it another way"),
         *([line("lock", f"a number of its own, {way}")] if way else []),
+        *(locking.cost_lines(cost) if cost else []),
         line("fingerprint", "yes: a leak names the customer" if trace else "none"),
         line("ledger", f"#{receipt.index}"),
         line("issuer", f"{issuer.public}   your customers need it to unlock"),
         line("says not", "that a customer cannot pass on what he has opened"),
     ]
     payload: dict[str, Json] = {"license": record.to_json(), "ledger": receipt.index}
+    payload |= locking.cost_payload(cost) if cost else {}
     return emit("license", lines, payload, as_json=as_json)
 
 

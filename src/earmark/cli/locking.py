@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from earmark.errors import HostError, KeyLayoutError
 from earmark.records import now
 
 if TYPE_CHECKING:
+    from earmark.locks.cost import Cost
     from earmark.locks.license import Issuer, Offer
     from earmark.locks.parent import Parent
     from earmark.task import Task
@@ -61,6 +63,7 @@ def command(
     """
     from earmark.hosts.files import save_release
     from earmark.hosts.suspects import load_suspect
+    from earmark.locks.cost import Measure
     from earmark.locks.parent import Parent
     from earmark.report.locks import Locked, locked_page
     from earmark.report.page import write_page
@@ -83,17 +86,13 @@ def command(
     save_release(model, output, overwrite=force)
     kept = Parent(lock_name, layout, serial).encode()
     files.write_bytes(secret, kept, overwrite=force, mode=0o600)
-    before = task.evaluate(private.eval())
-    right = task.evaluate(lock.opened(model, layout, serial))
-    absent = task.evaluate(model)
+    cost = Measure(task, lock, layout).cost(private, model, serial)
     if report is not None:
         bits = layout.message_bits
-        page = Locked(output.name, lock_name, now(), bits, before, right, absent)
+        page = Locked(output.name, lock_name, now(), bits, cost.unlocked, cost.right, cost.absent)
         write_page(report, locked_page(page), overwrite=force)
     lines = [
-        line(
-            "utility", f"{before:.2f} unlocked, {right:.2f} with the number, {absent:.2f} without"
-        ),
+        *cost_lines(cost),
         line("parent", f"{output}   keep it: customers' copies are made from it"),
         line("its number", f"{secret}   secret"),
         line("seed", str(drawn)),
@@ -101,11 +100,58 @@ def command(
         f"Next: earmark license issue {output} --lock {secret} --task {task_path} --customer …",
     ]
     payload: dict[str, Json] = {
-        "utility": {"unlocked": before, "with_number": right, "without": absent},
+        **cost_payload(cost),
         "seed": drawn,
         "layout": layout.to_json(),
     }
     return emit("license", lines, payload, as_json=as_json)
+
+
+def cost_lines(cost: Cost) -> list[str]:
+    """Say what a lock costs and leaves open; warn where it falls short."""
+    lines = [
+        line(
+            "utility",
+            f"{cost.unlocked:.2f} unlocked, {cost.right:.2f} with the number, "
+            f"{cost.absent:.2f} without",
+        ),
+        line(
+            "near misses",
+            f"{cost.one:.1f} % of the right answers at worst with one wrong bit, {cost.two:.1f} "
+            f"with two; a constant answer has {cost.constant:.1f}",
+        ),
+    ]
+    return lines + [line("warning", text) for text in cost.warnings()]
+
+
+def cost_payload(cost: Cost) -> dict[str, Json]:
+    """Return the same for programs."""
+    return {
+        "utility": {
+            "unlocked": cost.unlocked,
+            "with_number": cost.right,
+            "without": cost.absent,
+        },
+        "near_misses": {
+            "one_wrong_bit": cost.one,
+            "two_wrong_bits": cost.two,
+            "constant_answer": cost.constant,
+        },
+        "warnings": [*cost.warnings()],
+    }
+
+
+def cost_of(parent: Parent, task: Task, teacher: Path, copy: bytes, serial: bytes) -> Cost:
+    """Measure a customer's copy as it will be shipped, beside the unlocked weights."""
+    from earmark.hosts.suspects import load_suspect
+    from earmark.locks.cost import Measure
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "copy.safetensors"
+        place.write_bytes(copy)
+        model = load_suspect(task.model(), place)
+    private = load_suspect(task.model(), teacher)
+    return Measure(task, registry.lock(parent.lock), parent.layout).cost(private, model, serial)
 
 
 def fitting(issuer: Issuer, parent: Parent, customer: str, model: str, number: int) -> Offer:
