@@ -129,6 +129,30 @@ def settings() -> str:
     return "\n".join(lines)
 
 
+def orders() -> str:
+    """Return bits in single orders beside the valid readings over all of them."""
+    lines = [
+        "| taps read | attack | seeds | one order, mean | most less least | averaged "
+        "| best, charged |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows_of("mtlsign_orders"):
+        groups.setdefault((", ".join(row["carrier"]), row["attack"]), []).append(row)
+    for (taps, attack), some in groups.items():
+        found = [
+            spread([figure(row) for row in some], 0)
+            for figure in (
+                lambda row: statistics.mean(row["bits"]),
+                lambda row: max(row["bits"]) - min(row["bits"]),
+                lambda row: row["averaged"],
+                lambda row: row["best_charged"],
+            )
+        ]
+        lines.append(f"| {taps} | {attack} | {len(some)} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
 def cost() -> str:
     """Return the table of step and verification costs."""
     lines = [
@@ -301,6 +325,7 @@ def requirements() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "mtlsign-attacks": attacks,
     "mtlsign-settings": settings,
+    "mtlsign-orders": orders,
     "mtlsign-cost": cost,
     "mtlsign-nulls": nulls,
     "mtlsign-stealth": stealth,
