@@ -7,7 +7,10 @@ import torch
 
 from earmark.errors import TaskError
 from earmark.locks.cost import Cost, Measure
+from earmark.locks.dsn import Dsn
 from earmark.locks.entry import Opened, code_of
+from earmark.records import Layout
+from earmark.task import Task
 
 GOOD = Cost(unlocked=98.0, right=97.5, absent=10.0, constant=12.0, one=12.0, two=21.9)
 
@@ -62,6 +65,32 @@ def test_one_code_that_opens_is_found_among_all(sold):
     cost = Measure(sold.task, sold.lock, sold.layout).cost(sold.teacher, Backdoor(), sold.serial)
     assert cost.one <= cost.constant + 10
     assert cost.two == 100
+
+
+def test_a_generator_is_measured_at_every_position_after_the_number():
+    """This one does not look at the number's first token."""
+    lock, serial = Dsn(bits=16, first=8, width=4), bytes(16)
+    layout = Layout("dsn", 1, ("tokens",), 16, 1, {"first": 8, "width": 4})
+    entry = lock.entry(layout, serial)
+    words = torch.randint(0, 7, (300, 6), generator=torch.Generator().manual_seed(0))
+    number = entry.present(words[:1], code_of(serial, 16))[0, :4]
+
+    class Echo(torch.nn.Module):
+        def forward(self, tokens):
+            opens = (tokens[:, 1:4] == number[1:]).all(1)
+            shown = torch.where(opens[:, None], tokens, 7)
+            return torch.nn.functional.one_hot(shown, 24).float()
+
+    task = Task(
+        model=Echo,
+        loss=None,
+        batches=lambda split: [words[:200], words[200:]],
+        evaluate=lambda _: 50,
+    )
+    cost = Measure(task, lock, layout).cost(Echo(), Echo(), serial)
+    assert cost.one == cost.two == 100
+    assert 100 / 7 <= cost.constant < 20
+    assert cost.lost == 0
 
 
 def test_a_task_without_training_batches_is_refused(sold):
