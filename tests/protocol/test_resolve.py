@@ -17,7 +17,7 @@ from earmark.protocol.history import genesis_digest
 from earmark.protocol.resolve import resolve
 from earmark.protocol.rules import Code, Rules
 from earmark.protocol.voting import classify
-from earmark.records import Outcome
+from earmark.records import Layout, Outcome
 
 OWNER, THIEF = Party("owner"), Party("thief")
 
@@ -365,6 +365,14 @@ def test_a_burnt_shard_is_burnt():
     world.claim(OWNER, "T", shards=(1, 2))
     world.claim(OWNER, "T", shards=(2, 3))
     assert world.codes() == ["burnt-shard"]
+
+
+@pytest.mark.parametrize("scheme", ["deepsigns-blackbox-paper", "of-a-third-party"])
+def test_a_claim_needs_a_scheme_whose_chance_is_known(monkeypatch, scheme):
+    monkeypatch.setattr("world.LAYOUT", Layout(scheme, 1, ("fc",), 256, 8))
+    world = protected()
+    world.claim(OWNER, "S")
+    assert world.codes() == ["inexact-scheme"]
 
 
 def test_a_pre_registered_key_needs_a_release_that_verifies():

@@ -14,6 +14,7 @@ from earmark.errors import EarmarkError, SignatureError
 from earmark.ledger.checkpoint import Checkpoint
 from earmark.ledger.merkle import EMPTY_ROOT
 from earmark.ledger.service import Seen
+from earmark.policy import exact
 from earmark.protocol import messages as m
 from earmark.protocol.draws import Draws, choices
 from earmark.protocol.rules import Code, Rules
@@ -254,6 +255,8 @@ class History:
             raise _RefusedError(code, "The commitment opens to another owner than the claimant.")
         if not found:
             raise _RefusedError(Code.NO_COMMIT, "The opening matches no commitment in the log.")
+        if not exact(claim.opening.layout.scheme):
+            raise _RefusedError(Code.SCHEME, "Nobody can say how its scheme's answers were drawn.")
         committed = found[0]
         if committed.index >= first_seen:
             raise _RefusedError(

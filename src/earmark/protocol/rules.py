@@ -32,6 +32,7 @@ class Code(str, Enum):
     NO_RELEASE = "no-release"
     COPIED = "copied-commitment"
     OWNER = "not-the-owner"
+    SCHEME = "inexact-scheme"
     LATE_KEY = "late-key"
     BEACON = "beacon"
     BURNT = "burnt-shard"
