@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from earmark.bench import zoo
 from earmark.bench.data import load
+from earmark.cli import service as asking
 from earmark.cli.main import run
+from earmark.hosts.adapter import Adapter
 from earmark.hosts.suspects import load_suspect
 from earmark.keys.secret import Key
+from earmark.policy import Policy
 from earmark.records import Layout
 from earmark.training import Recipe, train
 from earmark.vault import Vault
@@ -117,6 +121,19 @@ def _ask(folder: Path, url: str, *more: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def _passphrase(monkeypatch) -> None:
     monkeypatch.setenv("EARMARK_PASSPHRASE", "w")
+
+
+def test_every_variable_that_will_be_sent_is_named(monkeypatch) -> None:
+    headers = {"X-Key": "env:API_TOKEN", "X-More": "env:HOME", "X-Plain": "words"}
+    asks = Adapter("https://api.example/v1", headers=headers)
+    host = SimpleNamespace(adapter=asks, nonce=None)
+    key = SimpleNamespace(layout=SimpleNamespace(message_bits=8, scheme="any"))
+    nothing = SimpleNamespace(measure=lambda *_, **__: None)
+    monkeypatch.setattr(asking.registry, "scheme", lambda *_, **__: nothing)
+    told: list[str] = []
+    made = asking.Service(host, Path("transcript"), 0)
+    made.measure(key, Policy(), SimpleNamespace(note=told.append))
+    assert any("API_TOKEN, HOME." in text for text in told)
 
 
 def test_a_stolen_and_an_innocent_service_are_told_apart(shop, earmark_json, tmp_path) -> None:

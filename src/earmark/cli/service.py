@@ -135,6 +135,8 @@ class Service:
             f"asking at most {most} questions, {limits.per_second:g} a second at most; "
             f"{self.known} answers are known ..."
         )
+        if sent := self.host.adapter.variables():
+            bars.note(f"The adapter sends what the environment holds as {', '.join(sent)}.")
         if self.host.adapter.exposed():
             bars.note("The adapter's secret headers travel unencrypted: the address is http.")
         enough = policy.bits + math.log2(policy.tried_keys)

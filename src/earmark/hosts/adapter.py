@@ -197,6 +197,16 @@ class Adapter:
         address = urlsplit(self.url)
         return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
+    def variables(self) -> list[str]:
+        """Return the environment variables whose values the service will be sent.
+
+        Example:
+            >>> Adapter("https://api.example/v1", headers={"X-Key": "env:API_TOKEN"}).variables()
+            ['API_TOKEN']
+        """
+        asked = (value for value in self.headers.values() if value.startswith("env:"))
+        return sorted({value.removeprefix("env:") for value in asked})
+
     def exposed(self) -> bool:
         """Tell whether secrets of the headers would cross a network unencrypted.
 
@@ -209,7 +219,7 @@ class Adapter:
         """
         address = urlsplit(self.url)
         near = address.hostname in ("localhost", "127.0.0.1", "::1")
-        secret = any(value.startswith("env:") for value in self.headers.values())
+        secret = bool(self.variables())
         return address.scheme == "http" and secret and not near
 
     def source(self) -> str:
