@@ -12,7 +12,7 @@ from earmark.errors import RecordError
 from earmark.ledger.merkle import fold, grow, leaf_hash
 from earmark.policy import Policy
 from earmark.protocol import messages as m
-from earmark.protocol.draws import MAX_WAITING, choices
+from earmark.protocol.draws import MAX_WAITING, RESERVE, choices
 from earmark.protocol.rules import Code, Rules
 from earmark.protocol.voting import classify
 from earmark.records import Outcome
@@ -30,7 +30,7 @@ class Drawing(World):
         for voter in self.voters:
             self.stock(voter)
 
-    def stock(self, voter, count=4):
+    def stock(self, voter, count=4 + RESERVE):
         values = [sha("value", voter.name, next(self.numbers)) for _ in range(count)]
         sealed = {m.sealed(voter.public, value): value for value in values}
         self.secrets |= sealed
@@ -118,6 +118,48 @@ def test_silence_beyond_f_means_no_value_and_no_verdict(world):
         Code.NO_DRAW,
         True,
     )
+
+
+def test_shards_are_not_burnt_when_the_draw_comes_to_nothing(world):
+    failed = world.claim(OWNER, "S", shards=(0,))
+    world.claim(OWNER, "S", shards=(0,))
+    assert world.codes() == ["burnt-shard"], "while it is being drawn they are"
+    world.show(failed, silent=(0, 1))
+    world.log(b"{}", wait=40)
+    again = world.claim(OWNER, "S", shards=(0,))
+    world.show(again)
+    world.vote(again)
+    assert world.result(failed).code is Code.NO_DRAW
+    assert world.result(again).outcome is Outcome.SHOWN
+    assert world.history.claims[again].tries == 2, "the draw that failed was a choice"
+    world.claim(OWNER, "S", shards=(0,))
+    assert world.codes() == ["burnt-shard"] * 2
+
+
+def test_failed_draws_are_charged():
+    hits = next(
+        hits
+        for hits in range(128, 256)
+        if classify(finding(hits), Policy(), 2, keys=8 * 5**2, suspects=1) is Outcome.SHOWN
+    )
+    for failures, shown in ((0, True), (4, False)):
+        made = Drawing()
+        made.registered()
+        for _ in range(failures):
+            made.claimed(silent=(0, 1))
+            made.log(b"{}", wait=40)
+        claim = made.claimed()
+        made.vote(claim, hits=hits)
+        assert (made.result(claim).outcome is Outcome.SHOWN) == shown
+
+
+def test_commitments_leave_seals_for_claims(world):
+    for number in range(20):
+        world.send(THIEF, m.Commit, commitment=sha("junk", number), recovery=None)
+    assert {world.history.draws.waiting(voter.name) for voter in world.voters} == {RESERVE}
+    claim = world.claimed()
+    world.vote(claim)
+    assert world.result(claim).outcome is Outcome.SHOWN
 
 
 def test_a_commitment_without_a_value_is_no_ground_for_a_release():

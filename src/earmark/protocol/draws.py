@@ -26,6 +26,9 @@ from earmark.protocol.rules import Rules
 MAX_WAITING = 1024
 """Unused seals that are kept for an operator."""
 
+RESERVE = 4
+"""Seals of each operator that commitments leave for claims: anybody may commit, to anything."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -84,10 +87,17 @@ class Draws:
                 self._ever.add(item)
                 mine.append(item)
 
-    def begin(self, entry: str, time: int, operators: Iterable[str]) -> None:
-        """Draw for an entry: each operator's oldest unused seal is the one that it must open."""
+    def begin(self, entry: str, time: int, operators: Iterable[str], *, reserve: int = 0) -> None:
+        """Draw for an entry: each operator's oldest unused seal is the one that it must open.
+
+        Args:
+            entry: Digest of the commit's or the claim's envelope.
+            time: When it was logged, seconds since 1970.
+            operators: Who draws.
+            reserve: Seals of each operator that are left for others.
+        """
         names = sorted(set(operators))
-        seals = {name: self._waiting[name].pop(0) for name in names if self._waiting.get(name)}
+        seals = {name: self._waiting[name].pop(0) for name in names if self.waiting(name) > reserve}
         self._open[entry] = _Open(entry, time + self.rules.draw_seconds, seals, len(names))
 
     def show(self, entry: str, operator: str, message: m.Draw, time: int) -> str | None:
@@ -116,6 +126,11 @@ class Draws:
         """Tell whether an entry's value may still come."""
         found = self._open.get(entry)
         return found is not None and found.complete is None and time <= found.deadline
+
+    def failed(self, entry: str, time: int) -> bool:
+        """Tell whether a value was to be drawn for an entry and came to nothing."""
+        ended = entry in self._open and not self.pending(entry, time)
+        return ended and self.value(entry, time) is None
 
     def overdue(self, time: int, now: int) -> bool:
         """Tell whether a draw waits for an entry later than its deadline, and it is that late."""

@@ -16,7 +16,7 @@ from earmark.ledger.merkle import EMPTY_ROOT
 from earmark.ledger.service import Seen
 from earmark.policy import exact
 from earmark.protocol import messages as m
-from earmark.protocol.draws import Draws, choices
+from earmark.protocol.draws import RESERVE, Draws, choices
 from earmark.protocol.rules import Code, Rules
 from earmark.records import Record
 
@@ -94,6 +94,7 @@ class ClaimFile:
     keys: int
     suspects: int
     choices: int
+    tries: int = 1
     commits: list[Logged] = field(default_factory=list)
     reveals: list[Logged] = field(default_factory=list)
     challenges: list[Logged] = field(default_factory=list)
@@ -196,7 +197,7 @@ class History:
             known = self.commits.setdefault(message.commitment, [])
             known.append(logged)
             if len(known) == 1:
-                self._begin(logged)
+                self._begin(logged, reserve=RESERVE)
             if message.recovery is not None:
                 owner = self.root(message.sender)
                 self._recovery.setdefault(owner, set()).add(message.recovery)
@@ -227,9 +228,10 @@ class History:
         drawn = self.draws.value(logged.digest, self.time)
         return None if drawn is None else drawn.value
 
-    def _begin(self, logged: Logged) -> None:
+    def _begin(self, logged: Logged, reserve: int = 0) -> None:
         if self.rules.draw_seconds:
-            self.draws.begin(logged.digest, logged.entry.time, self.operators().values())
+            names = self.operators().values()
+            self.draws.begin(logged.digest, logged.entry.time, names, reserve=reserve)
 
     def _draw(self, logged: Logged, message: m.Seal | m.Draw) -> None:
         operator = self.operators().get(self.root(message.sender))
@@ -265,7 +267,10 @@ class History:
                 f"#{first_seen}.",
             )
         release = self._release(commitment, owner, committed)
-        shards = {shard for item in self._of(commitment) for shard in item.claim.shards}
+        earlier = self._of(commitment)
+        failed = [item for item in earlier if self.draws.failed(item.id, self.time)]
+        counted = [item for item in earlier if item not in failed]
+        shards = {shard for item in counted for shard in item.claim.shards}
         if shards & set(claim.shards):
             raise _RefusedError(Code.BURNT, f"Shards {sorted(shards & set(claim.shards))} again.")
         keys = {
@@ -273,7 +278,7 @@ class History:
             for name, items in self.commits.items()
             if any(self.root(item.message.sender) == owner for item in items)
         }
-        suspects = {item.claim.suspect for item in self._of(commitment)} | {claim.suspect}
+        suspects = {item.claim.suspect for item in earlier} | {claim.suspect}
         self.claims[logged.digest] = ClaimFile(
             logged=logged,
             claim=claim,
@@ -285,6 +290,7 @@ class History:
             keys=max(1, len(keys)),
             suspects=len(suspects),
             choices=choices(len(set(self.operators().values()))) if self.rules.draw_seconds else 1,
+            tries=1 + len(failed),
         )
         self._begin(logged)
 

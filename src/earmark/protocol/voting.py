@@ -166,7 +166,7 @@ def classify(
         policy: Evidence asked for.
         guard: Hits by which counts may be off between machines.
         keys: Live commitments of the claimant, times the ways to choose as many shards, times the
-            values that silence could pick; charged.
+            values that silence could pick, times the draws that came to nothing; charged.
         suspects: Suspects that this key was claimed on; charged.
     """
     if finding.trials == 0:
@@ -321,7 +321,8 @@ class Count:
                 self.rules.guard,
                 keys=asker.keys
                 * comb(layout.shards, len(asker.claim.shards))
-                * asker.choices**2,  # of the key's value, and of the claim's
+                * asker.choices**2  # of the key's value, and of the claim's
+                * asker.tries,
                 suspects=asker.suspects,
             )
             made[name] = (outcome, finding)
