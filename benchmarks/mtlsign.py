@@ -106,7 +106,8 @@ def attacks(key: Key, network: str, *, overwrite: dict[str, Any]) -> dict[str, A
     )
     assert len(shown) == len(half)
     everywhere = Collapse(weight=10.0, epochs=8, taps=every_layer(network))
-    known = every_layer(network)[-2:] if network.startswith("resnet") else ("fc", "fc:in")
+    last = "stages.2" if network.startswith("resnet") else "fc"
+    known = (last, f"{last}:in")
     return {
         "collapse-30": Collapse(weight=30.0, epochs=10, taps=known),
         "collapse-3": Collapse(weight=3.0, taps=known),

@@ -88,7 +88,13 @@ def test_taps_are_chosen_by_glob_and_suggested() -> None:
     with pytest.raises(HostError):
         taps.default_taps(nn.Sequential(nn.Linear(2, 2)))
     assert taps.last_features(model) == ("fc",)
-    assert taps.last_features(zoo.ResNet((1, 8, 8), 10, width=4)) == ("head:in",)
+    residual = zoo.ResNet((1, 8, 8), 10, width=4)
+    assert taps.last_features(residual) == ("stages.2",)
+    assert taps.last_features(nn.Sequential(residual)) == ("0.stages.2",)
+    flat = nn.Sequential(*residual.stages, nn.Flatten(), nn.Linear(16, 2))
+    assert taps.last_features(flat) == ("2",)
+    bare = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    assert taps.last_features(bare) == ("3:in",)
     single = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     assert taps.last_features(single) == ("2:in",)  # layer 0 is linear in the inputs
     with pytest.raises(HostError):

@@ -48,6 +48,7 @@ def choose(names: Iterable[str], patterns: Sequence[str], *, what: str) -> tuple
     )
 
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 INPUT = ":in"
 """What stands behind a layer's name in a tap that reads its input."""
 
@@ -143,11 +144,13 @@ def default_taps(model: nn.Module, *, most: int = 4) -> tuple[str, ...]:
 
 
 def last_features(model: nn.Module) -> tuple[str, ...]:
-    """Return the tap of the last hidden features: the last dense hidden layer, or the head's input.
+    """Return the tap of the last hidden features: the last dense layer, or the last block.
 
-    Where convolutions or attention come right before the head, what flows into the head has been
-    through the norms, sums and pooling that follow them. Where the dense layer is the first of all,
-    what it gives is linear in the inputs and holds few labels, and the head's input is taken.
+    Where a block of convolutions comes right before the head, as in residual networks, the block
+    is taken: what it gives is what the head sees, pooled, and what flows into it can be read and
+    settled too. Of bare convolutions or attention what flows into the head is taken, which has been
+    through the norms, sums and pooling that follow them. Where the dense layer is the first of
+    all, what it gives is linear in the inputs and holds few labels, and the head's input is taken.
 
     Raises:
         HostError: The model has fewer than two layers with weights.
@@ -155,19 +158,35 @@ def last_features(model: nn.Module) -> tuple[str, ...]:
     Example:
         >>> last_features(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2)))
         ('2:in',)
+        >>> block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
+        >>> body = nn.Sequential(nn.Conv2d(1, 4, 3), block)
+        >>> last_features(nn.Sequential(body, nn.Flatten(), nn.Linear(4, 2)))
+        ('0.1',)
     """
     *before, last, head = _weighted(model)
-    dense = before and isinstance(layer(model, last), nn.Linear)
-    return (last,) if dense else (head + INPUT,)
+    found = layer(model, last)
+    if before and isinstance(found, nn.Linear):
+        return (last,)
+    block = _block(model, last, head) if isinstance(found, _CONVOLUTIONS) else ""
+    return (block or head + INPUT,)
+
+
+def _block(model: nn.Module, name: str, head: str) -> str:
+    """Return the innermost item of a list of blocks with a layer but not the head, or nothing."""
+    parts = name.split(".")
+    for depth in range(len(parts) - 1, 0, -1):
+        block = ".".join(parts[:depth])
+        above = model.get_submodule(block.rpartition(".")[0])
+        if isinstance(above, (nn.Sequential, nn.ModuleList)) and not head.startswith(f"{block}."):
+            return block
+    return ""
 
 
 def _weighted(model: nn.Module) -> list[str]:
     """Return the layers with weights, in order; raises as :func:`default_taps`."""
     kinds = (
         nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
+        *_CONVOLUTIONS,
         nn.LSTM,
         nn.GRU,
         nn.TransformerEncoderLayer,
