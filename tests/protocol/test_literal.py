@@ -109,10 +109,10 @@ def test_ours_refuses_the_same_attack():
     world = World()
     world.commit(OWNER, sender=THIEF)  # copied from the wire, ordered first
     copied = world.entries[-1]
-    world.commit(OWNER)
+    mine = world.commit(OWNER)
     world.truth |= {("owner", "M"), ("owner", "S")}
     world.publish(OWNER, "M", copied.beacon, sender=THIEF)
-    world.publish(OWNER, "M", copied.beacon)
+    world.publish(OWNER, "M", mine.beacon)
     mine = world.claim(OWNER, "S")
     world.vote(mine)
     world.claim(OWNER, "S", sender=THIEF, shards=(0,))  # opens what the owner has opened

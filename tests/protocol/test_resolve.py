@@ -285,15 +285,25 @@ def test_a_copied_commitment_does_not_open_for_the_copier():
     opening = world.opening(OWNER)
     world.send(THIEF, m.Commit, commitment=opening.commitment(), recovery=None)
     copied = world.entries[-1]
-    world.commit(OWNER)
+    own = world.commit(OWNER)
     world.truth |= {("owner", "M"), ("owner", "S")}
-    world.publish(OWNER, "M", copied.beacon)
+    world.publish(OWNER, "M", own.beacon)
     world.publish(OWNER, "M", copied.beacon, sender=THIEF)
     theirs = world.claim(OWNER, "S", sender=THIEF)
     _, result = claimed(world)
     assert world.codes() == ["copied-commitment"]
     assert world.result(theirs) is None
-    assert result.outcome is Outcome.SHOWN, "the copy only dated the owner's commitment earlier"
+    assert result.outcome is Outcome.SHOWN, "the copy changes nothing"
+
+
+def test_a_commitment_that_others_sent_is_not_the_owners():
+    """Else the keys that he tried would not be charged: strangers would have sent them."""
+    world = World()
+    for number in range(8):
+        entry = world.commit(OWNER, label=str(number), sender=Party(f"stranger {number}"))
+    world.publish(OWNER, "M", entry.beacon, label="7")
+    world.claim(OWNER, "S", label="7")
+    assert world.codes() == ["no-commit"]
 
 
 def test_somebody_elses_opening_claims_nothing():

@@ -58,17 +58,17 @@ class Binding(Record):
         """
         mirror = Mirror(VerifierKey.parse(self.community.log), self.community.quorum)
         history = History(map(entry_of, mirror.take(self.rows)), self.community.rules)
-        found = history.commits.get(commitment, [])
-        if not found or found[0].digest != self.entry or found[0].message.sender != owner:
+        found = history.committed(commitment, owner)
+        if found is None or found.digest != self.entry:
             raise LedgerError(
                 f"The log of '{self.community.rules.domain}' does not begin with this commitment "
                 "of this owner."
             )
-        if history.beacon(found[0]) != self.beacon:
+        if history.beacon(found) != self.beacon:
             raise LedgerError(
                 "Another value was drawn for the commitment than the key is bound to."
             )
-        return found[0]
+        return found
 
 
 def bind(party: Party, commitment: str, *, patience: float | None = None) -> Binding:

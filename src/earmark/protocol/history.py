@@ -156,6 +156,18 @@ class History:
         """Return the first key of the line of keys that a key belongs to."""
         return self._root.get(key, key)
 
+    def committed(self, commitment: str, owner: str) -> Logged | None:
+        """Return the first entry with a commitment that its owner sent, or null; copies are not his.
+
+        Args:
+            commitment: The commitment.
+            owner: A key of the owner's line.
+        """
+        for item in self.commits.get(commitment, ()):
+            if self.root(item.message.sender) == self.root(owner):
+                return item
+        return None
+
     def read(self, entry: Entry) -> None:
         """Take in the next entry of the log.
 
@@ -194,9 +206,9 @@ class History:
     def _accept(self, logged: Logged) -> None:
         message = logged.message
         if isinstance(message, m.Commit):
-            known = self.commits.setdefault(message.commitment, [])
-            known.append(logged)
-            if len(known) == 1:
+            fresh = self.committed(message.commitment, message.sender) is None
+            self.commits.setdefault(message.commitment, []).append(logged)
+            if fresh:
                 self._begin(logged, reserve=RESERVE)
             if message.recovery is not None:
                 owner = self.root(message.sender)
@@ -248,18 +260,17 @@ class History:
 
     def _claim(self, logged: Logged, claim: m.Claim) -> None:
         commitment = claim.opening.commitment()
-        found = self.commits.get(commitment)
+        committed = self.committed(commitment, claim.opening.owner)
         first_seen = self._first_seen.setdefault(claim.suspect, logged.index)
         owner = self.root(claim.opening.owner)
         if self.root(claim.sender) != owner:
-            copied = any(item.message.sender == claim.sender for item in found or ())
+            copied = self.committed(commitment, claim.sender) is not None
             code = Code.COPIED if copied else Code.OWNER
             raise _RefusedError(code, "The commitment opens to another owner than the claimant.")
-        if not found:
-            raise _RefusedError(Code.NO_COMMIT, "The opening matches no commitment in the log.")
+        if committed is None:
+            raise _RefusedError(Code.NO_COMMIT, "The opening matches no commitment of its owner's.")
         if not exact(claim.opening.layout.scheme):
             raise _RefusedError(Code.SCHEME, "Nobody can say how its scheme's answers were drawn.")
-        committed = found[0]
         if committed.index >= first_seen:
             raise _RefusedError(
                 Code.LATE_KEY,

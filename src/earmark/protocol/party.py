@@ -64,7 +64,7 @@ class Party:
             after = m.checkpoint_digest(self.entries[-1].checkpoint.body.text)
         common = {
             "domain": self.rules.domain,
-            "sender": self._key.public_key().public_bytes_raw().hex(),
+            "sender": self.public,
             "nonce": m.fresh_nonce(),
             "after": after,
         }
@@ -72,6 +72,17 @@ class Party:
         self._add(envelope.encode())
         self.sync()
         return envelope.digest()
+
+    @property
+    def public(self) -> str:
+        """The public key that this party signs for.
+
+        Raises:
+            UsageError: There is no key to sign with.
+        """
+        if self._key is None:
+            raise UsageError("A reader without a key cannot sign.")
+        return self._key.public_key().public_bytes_raw().hex()
 
     def _add(self, record: bytes) -> None:
         self.client.append(record)
@@ -95,8 +106,13 @@ class Party:
         raise UsageError(f"The log holds no record {digest[:16]} yet.")
 
     def committed(self, commitment: str) -> Logged | None:
-        """Return the first entry with a commitment, or null."""
+        """Return the first entry with a commitment that this party sent, or null.
+
+        Without a key it is the first that anybody sent.
+        """
         self.sync()
+        if self._key is not None:
+            return self.history.committed(commitment, self.public)
         return next(iter(self.history.commits.get(commitment, ())), None)
 
     def beacon(self, commitment: str, *, patience: float = 0.0) -> str | None:
