@@ -267,14 +267,44 @@ def test_a_roster_needs_a_quorum_of_the_one_before():
     fresh = tuple(m.Member(f"new {i}", Party(f"new {i}").public) for i in range(4))
     for count, accepted in ((2, False), (3, True)):
         nonce = world.nonce()
-        text = m.Roster.endorsed(DOMAIN, fresh, nonce)
+        before = world.history.roster
+        text = m.Roster.endorsed(DOMAIN, fresh, nonce, sender=OWNER.public, before=before)
         signed = {voter.public: voter.key.sign(text).hex() for voter in world.voters[:count]}
         signed[world.voters[3].public] = "00" * 64
-        world.send(OWNER, m.Roster, nonce=nonce, members=fresh, endorsements=signed)
+        world.send(OWNER, m.Roster, nonce=nonce, members=fresh, before=before, endorsements=signed)
         claim = world.claim(OWNER, f"S{count}")
         names = {item.operator for item in world.result(claim).voters}
         assert (names == {item.operator for item in fresh}) is accepted
     assert world.codes() == ["roster"]
+
+
+def test_an_old_roster_cannot_be_sent_again():
+    """An expelled operator is not brought back by what the others signed to take him in."""
+    world = World()
+    first, evil = world.rules.members, Party("evil")
+
+    def roster(members, sender=OWNER, **replayed):
+        nonce, before = world.nonce(), world.history.roster
+        text = m.Roster.endorsed(DOMAIN, members, nonce, sender=sender.public, before=before)
+        body = {
+            "nonce": nonce,
+            "before": before,
+            "endorsements": {one.public: one.key.sign(text).hex() for one in world.voters},
+            **replayed,
+        }
+        world.send(sender, m.Roster, members=members, **body)
+        return body
+
+    with_him = (*first, m.Member("evil", evil.public))
+    taken_in = roster(with_him)
+    assert world.history.members == with_him
+    expelled = roster(first)
+    now = {"before": world.history.roster}
+    for i, again in enumerate(({}, now, {**now, "nonce": world.nonce()})):
+        roster(with_him, Party(f"stranger {i}"), **{**taken_in, **again})
+    roster(with_him, **{**expelled, "nonce": world.nonce()})
+    assert world.history.members == first
+    assert world.codes() == ["roster"] * 4
 
 
 # -- claims that are refused ---------------------------------------------------------------------

@@ -138,6 +138,7 @@ class History:
         self.commits: dict[str, list[Logged]] = {}
         self.publishes: list[Logged] = []
         self.members = rules.members
+        self.roster = m.roster_digest(rules.members)
         self.draws = Draws(rules)
         self.size = 0
         self.time = 0
@@ -355,6 +356,8 @@ class History:
         return {self.root(member.key): member.operator for member in chosen}
 
     def _roster(self, message: m.Roster) -> None:
+        if message.before != self.roster:
+            raise _RefusedError(Code.ROSTER, "It replaces another roster than the present one.")
         known = self.operators()
         voices = {
             known[self.root(key)]
@@ -364,6 +367,7 @@ class History:
         if len(voices) < self.rules.quorum(len(set(known.values()))):
             raise _RefusedError(Code.ROSTER, f"{len(voices)} operators endorse it; too few.")
         self.members = message.members
+        self.roster = m.roster_digest(message.members, message.nonce)
         self._voters |= {member.key for member in message.members}
 
     def _authority(self, sender: str, key: str) -> None:

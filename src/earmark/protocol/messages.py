@@ -411,19 +411,34 @@ class Member(Record):
         _text(self.operator, "Member.operator")
 
 
+def roster_digest(members: tuple[Member, ...], nonce: str | None = None) -> str:
+    """Return how a roster names the one before it.
+
+    Args:
+        members: The members before.
+        nonce: Of the message that made them members; null for those of the rules.
+    """
+    listed = [member.to_json() for member in members]
+    return codec.digest(
+        b"earmark/roster/1\n" + codec.canonical({"members": listed, "nonce": nonce})
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Roster(Message):
     """The voting members from the next claim on.
 
     Args:
         members: All of them.
+        before: `roster_digest` of the members that they replace; an old roster cannot be sent again.
         endorsements: Public key to signature (hexadecimal) over `endorsed`, by members of the
             roster before; a quorum of their operators is needed.
     """
 
-    SCHEMA: ClassVar[str] = "earmark/message-roster/1"
+    SCHEMA: ClassVar[str] = "earmark/message-roster/2"
     KIND: ClassVar[str] = "roster"
     members: tuple[Member, ...]
+    before: str
     endorsements: Mapping[str, str]
 
     def __post_init__(self) -> None:
@@ -431,16 +446,25 @@ class Roster(Message):
         if len({member.key for member in self.members}) != len(self.members):
             raise RecordError("A roster names a key twice.")
 
+    def _digests(self) -> tuple[str, ...]:
+        return ("before",)
+
     @staticmethod
-    def endorsed(domain: str, members: tuple[Member, ...], nonce: str) -> bytes:
+    def endorsed(
+        domain: str, members: tuple[Member, ...], nonce: str, *, sender: str, before: str
+    ) -> bytes:
         """Return the bytes that an endorsement signs."""
         listed = [member.to_json() for member in members]
-        body = codec.canonical({"domain": domain, "members": [*listed], "nonce": nonce})
-        return b"earmark/endorse/1\n" + body
+        body = {"domain": domain, "members": [*listed], "nonce": nonce}
+        return b"earmark/endorse/2\n" + codec.canonical(
+            {**body, "sender": sender, "before": before}
+        )
 
     def endorsers(self) -> frozenset[str]:
         """Return the keys whose endorsement verifies."""
-        text = self.endorsed(self.domain, self.members, self.nonce)
+        text = self.endorsed(
+            self.domain, self.members, self.nonce, sender=self.sender, before=self.before
+        )
         good = set()
         for key, signature in self.endorsements.items():
             try:
