@@ -158,7 +158,7 @@ class History:
         return self._root.get(key, key)
 
     def committed(self, commitment: str, owner: str) -> Logged | None:
-        """Return the first entry with a commitment that its owner sent, or null; copies are not his.
+        """Return the first entry with a commitment that its owner sent, or null; no copy.
 
         Args:
             commitment: The commitment.

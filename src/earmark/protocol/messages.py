@@ -430,7 +430,7 @@ class Roster(Message):
 
     Args:
         members: All of them.
-        before: `roster_digest` of the members that they replace; an old roster cannot be sent again.
+        before: `roster_digest` of the members that they replace, so that it is sent once.
         endorsements: Public key to signature (hexadecimal) over `endorsed`, by members of the
             roster before; a quorum of their operators is needed.
     """
