@@ -125,12 +125,26 @@ def parse(data: bytes, *, strict: bool = True) -> Json:
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise RecordError(f"This is not a JSON document: {error}.") from error
     _depth(value)
-    if strict and canonical(value) != data:
+    if strict:
+        require_canonical(value, data)
+    return value
+
+
+def require_canonical(value: Json, data: bytes) -> None:
+    """Refuse bytes that are not the one way to write a value.
+
+    Args:
+        value: What was read.
+        data: What it was read from.
+
+    Raises:
+        RecordError: They are not in canonical form.
+    """
+    if canonical(value) != data:
         raise RecordError(
             "A record is not in canonical form (RFC 8785).",
             hint="Write it with earmark; do not edit or re-indent it.",
         )
-    return value
 
 
 def encode(value: object) -> Json:
@@ -173,6 +187,24 @@ def decode(cls: type[T], value: Json, *, where: str = "") -> T:
         RecordError: Unknown or missing fields, wrong types, or a value the class refuses.
     """
     name = where or cls.__name__
+    body = fields_of(cls, value, where=where)
+    hints = _hints(cls)  # type: ignore[arg-type]
+    made = {key: _decode_as(hints[key], body[key], f"{name}.{key}") for key in body}
+    return cls(**made)
+
+
+def fields_of(cls: type, value: Json, *, where: str = "") -> dict[str, Json]:
+    """Return the fields of a record from plain JSON; what they hold is not looked at.
+
+    Args:
+        cls: A frozen dataclass of this project.
+        value: The JSON object.
+        where: A path for error messages.
+
+    Raises:
+        RecordError: No object, another schema, unknown or missing fields.
+    """
+    name = where or cls.__name__
     if not isinstance(value, dict):
         raise RecordError(f"{name} should be a JSON object, not {type(value).__name__}.")
     body = dict(value)
@@ -183,14 +215,12 @@ def decode(cls: type[T], value: Json, *, where: str = "") -> T:
             raise RecordError(
                 f"{name} has schema {found!r}.", expected=f"This version reads {schema!r}."
             )
-    hints = _hints(cls)  # type: ignore[arg-type]
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = [field.name for field in dataclasses.fields(cls)]
     unknown = sorted(set(body) - set(fields))
     missing = sorted(set(fields) - set(body))
     if unknown or missing:
         raise RecordError(f"{name} has unknown fields {unknown} and lacks {missing}.")
-    made = {key: _decode_as(hints[key], body[key], f"{name}.{key}") for key in fields}
-    return cls(**made)
+    return {key: body[key] for key in fields}
 
 
 def _decode_as(hint: Any, value: Json, where: str) -> Any:  # Any: driven by annotations

@@ -94,7 +94,10 @@ class Record:
         Raises:
             RecordError: Not canonical, or not a valid record of this class.
         """
-        return cls.from_json(codec.parse(data))
+        value = codec.parse(data, strict=False)
+        codec.fields_of(cls, value)  # first: cheap, where a stranger's bytes are no such record
+        codec.require_canonical(value, data)
+        return cls.from_json(value)
 
 
 class Access(str, Enum):

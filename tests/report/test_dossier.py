@@ -11,7 +11,7 @@ from fractions import Fraction
 import pytest
 
 from earmark import codec, report
-from earmark.errors import DossierError, FileError, OutputError, UsageError
+from earmark.errors import DossierError, FileError, OutputError, RecordError, UsageError
 from earmark.hosts.transcript import Transcript
 from earmark.ledger.log import SqliteLedger
 from earmark.policy import Policy, judge
@@ -46,6 +46,34 @@ def resealed(contents, **changes):
     for path, data in changes.items():
         plain[path] = data
     return plain | {MANIFEST: Manifest.of(plain).canonical()}
+
+
+def test_many_counts_are_refused_before_they_are_judged(monkeypatch, case, samples):
+    contents = sealed(case.dossier(), signer=samples.IDENTITY)
+    most = max(item.evidence.trials for item in case.subjects)
+    monkeypatch.setattr(checks, "MAX_TRIALS", 2 * most)  # each of them alone is let through
+    assert "in all" in refused(contents, "records/report.json").what
+    monkeypatch.undo()
+    monkeypatch.setattr(checks, "MAX_PIECES", len(case.subjects))
+    assert "parts" in refused(contents, "records/report.json").what
+    assert checks.MAX_TRIALS <= 1 << 22
+
+
+@pytest.mark.parametrize("file", [MANIFEST, "records/report.json", "records/trials.json"])
+def test_a_record_of_many_bytes_is_not_read(case, samples, file):
+    contents = sealed(case.dossier(), signer=samples.IDENTITY)
+    large = b"[" + b"0," * (1 << 21) + b"0]"
+    changed = contents | {file: large} if file == MANIFEST else resealed(contents, **{file: large})
+    assert "bytes; at most" in refused(changed, file).what
+
+
+def test_what_is_no_record_is_refused_before_it_is_written_again(monkeypatch):
+    def never(_):
+        raise AssertionError
+
+    monkeypatch.setattr(codec, "canonical", never)
+    with pytest.raises(RecordError, match="JSON object"):
+        Manifest.from_bytes(b"[[],[]]")
 
 
 def test_a_dossier_is_written_and_verified(tmp_path, case, samples):

@@ -41,7 +41,7 @@ from earmark.report.page import render
 VERIFIED = "verified"
 NOTE = "note"
 MAX_TRIALS = 1 << 22
-MAX_PIECES = 1 << 12
+MAX_PIECES = 1 << 8
 MAX_WEIGHTS = 1 << 18
 _PROOF = "ledger/proof.json"
 _REGISTERED = ("commitment", "release", "claim", "evidence", "verdict")
@@ -143,10 +143,12 @@ def _require_modest(content: DossierContent) -> None:
         ]
     weights = sum(len(evidence.weights) for evidence, _ in pieces)
     _require(len(pieces) <= MAX_PIECES, record_path("report"), f"it has over {MAX_PIECES:,} parts")
+    trials = sum(evidence.trials for evidence, _ in pieces)
+    _require(trials <= MAX_TRIALS, pieces[-1][1], f"it counts over {MAX_TRIALS:,} trials in all")
     _require(weights <= MAX_WEIGHTS, record_path("report"), f"it weighs over {MAX_WEIGHTS:,} signs")
     for evidence, file in pieces:
-        large = max(evidence.trials, sum(evidence.weights)) > MAX_TRIALS
-        _require(not large, file, f"it counts more than {MAX_TRIALS:,} trials")
+        heavy = sum(evidence.weights) > MAX_TRIALS
+        _require(not heavy, file, f"its signs weigh more than {MAX_TRIALS:,}")
         plain = evidence.chance.denominator <= MAX_TRIALS
         _require(plain, file, f"its chance is {str(evidence.chance)[:40]}, which nothing needs")
 

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 
 SIGNATURE = "manifest.sig"
+MAX_RECORD = 1 << 22
 BINDING = "ledger/binding.json"
 TRANSCRIPT = "transcript.jsonl"
 """The attachment with what a service was asked and answered."""
@@ -297,7 +298,7 @@ def content_of(contents: Mapping[str, bytes]) -> DossierContent:
 def _trials(contents: Mapping[str, bytes]) -> tuple[Trial, ...]:
     name = record_path("trials")
     try:
-        value = codec.parse(contents[name])
+        value = codec.parse(_modest(contents, name))
         if not isinstance(value, list):
             raise _changed(name, "it is no list")
         return tuple(Trial.from_json(item) for item in value)
@@ -307,11 +308,18 @@ def _trials(contents: Mapping[str, bytes]) -> tuple[Trial, ...]:
         raise _changed(name, error.what) from error
 
 
+def _modest(contents: Mapping[str, bytes], name: str) -> bytes:
+    data = contents[name]
+    if len(data) > MAX_RECORD:
+        raise DossierError(f"It has {len(data):,} bytes; at most {MAX_RECORD:,} are read.")
+    return data
+
+
 def _read(cls: type[R], contents: Mapping[str, bytes], name: str) -> R:
     if name not in contents:
         raise _changed(name, "it is missing")
     try:
-        return cls.from_bytes(contents[name])
+        return cls.from_bytes(_modest(contents, name))
     except EarmarkError as error:
         raise _changed(name, error.what) from error
 
