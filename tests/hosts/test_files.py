@@ -148,6 +148,12 @@ GOOD = {"a": spec(0, 8), "b": spec(8, 12)}
 LIES = {
     "empty": (b"", FileError, "at least 10"),
     "seven bytes": (b"\x01" * 7, FileError, "at least 10"),
+    "large header": (raw_file(b"{" + b" " * (1 << 24) + b"}"), FormatError, "state a header"),
+    "many lists": (
+        raw_file(b'{"a":[' + b"[]," * (1 << 20) + b"[]]}"),
+        FormatError,
+        "lists and objects",
+    ),
     "huge header": (b"\xff" * 8 + b"{}", FormatError, "state a header"),
     "header beyond the file": (raw_file(GOOD)[:20], FileError, "ends inside its header"),
     "truncated data": (raw_file(GOOD, bytes(11)), FileError, "its header needs"),

@@ -23,7 +23,8 @@ from earmark.errors import FileError, FormatError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_HEADER = 100_000_000
+MAX_HEADER = 1 << 24
+MAX_BRACKETS = 1 << 20
 MAX_TENSORS = 1_000_000
 MAX_DIMENSIONS = 16
 MAX_ENTRIES = 1 << 48
@@ -170,6 +171,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:  # Any: raw JSON va
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:  # Any: raw JSON values
     if not raw.startswith(b"{"):
         raise FormatError(f"File '{path}' is no safetensors file: its header is no JSON object.")
+    if raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
+        raise FormatError(f"File '{path}' has a header of over {MAX_BRACKETS:,} lists and objects.")
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except FormatError as error:
