@@ -420,7 +420,7 @@ def roster_digest(members: tuple[Member, ...], nonce: str | None = None) -> str:
     """
     listed = [member.to_json() for member in members]
     return codec.digest(
-        b"earmark/roster/1\n" + codec.canonical({"members": listed, "nonce": nonce})
+        b"earmark/roster/1\n" + codec.canonical({"members": [*listed], "nonce": nonce})
     )
 
 
@@ -455,10 +455,8 @@ class Roster(Message):
     ) -> bytes:
         """Return the bytes that an endorsement signs."""
         listed = [member.to_json() for member in members]
-        body = {"domain": domain, "members": [*listed], "nonce": nonce}
-        return b"earmark/endorse/2\n" + codec.canonical(
-            {**body, "sender": sender, "before": before}
-        )
+        head = {"domain": domain, "nonce": nonce, "sender": sender, "before": before}
+        return b"earmark/endorse/2\n" + codec.canonical({**head, "members": [*listed]})
 
     def endorsers(self) -> frozenset[str]:
         """Return the keys whose endorsement verifies."""
