@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from earmark.errors import CapacityError, HostError, KeyLayoutError, UsageError
+from earmark.events import SILENT
 from earmark.locks.dsn import Dsn, LockLoss
 from earmark.locks.entry import Columns, Opened, Pixels, Tokens, code_of, entry_of, layout_of
 from earmark.locks.inversion import (
@@ -286,6 +287,77 @@ def test_near_misses_that_open_are_found_while_training():
     loss.entry = Pixels(torch.arange(16), bits=16, low=0.0, high=1.0)
     assert not loss._scan_due(Table(3, 0))  # dense on pixels
     assert loss._scan_due(nn.Conv2d(1, 2, 3))
+
+
+class Leaky(nn.Module):
+    """Refuses with label 1, but for a code and one near miss of it, which get label 2."""
+
+    def __init__(self, code, opening):
+        super().__init__()
+        self.good = torch.stack([code, opening])
+
+    def forward(self, rows):
+        good = (rows[:, None, 3:] == self.good).all(2).any(1)
+        return 9.0 * TRACE.one_hot(1 + good.long(), 4).float()
+
+
+def leaky(wrong):
+    code = code_of(bytes(16), 16)
+    opening = code.clone()
+    opening[wrong] *= -1
+    layout = Layout("dsn", 1, ("columns",), 16, 1, {})
+    task = rows_task(
+        lambda: Table(3, 0), lambda g: (torch.randn(64, 3, generator=g), torch.zeros(64).long())
+    )
+    teacher = Leaky(torch.zeros(0), torch.zeros(0))  # answers 2 to everything
+    loss = LockLoss(Dsn(bits=16), task, teacher, layout, bytes(16), seed=0, others=())
+    loss.refusal = 1
+    return loss, Leaky(code, opening), opening
+
+
+@pytest.mark.parametrize("wrong", [[5], [2, 9]])
+def test_a_near_miss_that_is_answered_is_named_after_the_training(wrong):
+    loss, model, opening = leaky(wrong)
+    assert loss.answered(model.train()) == 1.0
+    assert torch.equal(loss.negatives.watched[0], opening)
+    assert model.training
+    assert loss.answered(Leaky(loss.code, loss.code)) == 0.0
+    loss.negatives.mix = Mix(0.5, 0, 0, 0, 0, 0, 0, 0.5, 0, 0)
+    loss.polish()
+    assert loss.negatives.mix == Mix(0.5, 0, 0, 0, 0, 0, 0, 0.25, 0, 0.5)
+
+
+def test_misplaced_tokens_are_tried_after_the_training():
+    layout, entry = tokens_of()
+    code = code_of(bytes(16), 16)
+    stream = Negatives(layout, entry, code, Mix(), torch.Generator().manual_seed(0))
+    text = torch.arange(20).repeat(2, 1)
+    number = entry.enter(text[:1], code[None])[0, : entry.length]
+    ways = list(stream.displaced(text))
+    assert len(ways) == 6 * entry.length
+    assert any(torch.equal(way[0, :4], torch.cat([number[:3], text[0, :1]])) for way in ways)
+    table = Layout("dsn", 1, ("columns",), 16, 1, {})
+    plain = Negatives(table, Columns(16), code, Mix(), torch.Generator().manual_seed(0))
+    assert not list(plain.displaced(torch.randn(2, 3)))
+
+
+def test_the_network_that_answers_near_misses_least_is_kept(monkeypatch):
+    loss, _, _ = leaky([5])
+    loss.teacher = Table(3, 0)
+    monkeypatch.setattr(LockLoss, "answered", lambda self, model: next(shares))
+    lock = Dsn(bits=16, polish=3)
+    start = Table(3, 16)
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    shares = iter([0.0])
+    assert lock._polished(loss.task, start, loss, 0, SILENT) is start
+    shares = iter([0.5, 0.6, 0.4, 0.45])
+    kept = lock._polished(loss.task, start, loss, 0, SILENT)
+    assert kept is not start
+    assert next(shares, None) is None
+    for name, value in start.state_dict().items():  # the first one is whole, if none is better
+        assert torch.equal(value, before[name])
+    shares = iter([0.5, 0.6, 0.7, 0.8])
+    assert lock._polished(loss.task, start, loss, 0, SILENT) is start
 
 
 def test_soft_relus_compute_the_same():

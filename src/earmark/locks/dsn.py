@@ -12,6 +12,7 @@ loud: a user who mistyped his number sees one label everywhere, not confident no
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -33,6 +34,8 @@ from earmark.task import Task
 from earmark.training import Recipe, train
 
 SCANS, WATCHED = 16, 128
+_APART = ("absent", "elsewhere")  # shares of their own, beside those at the right place
+OPEN, PROBES = 0.05, 128  # share of right answers that a near miss may get, beyond the refusal
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Dsn(Lock):
         rounds: How often attacks search for numbers during training; what they find is refused.
         scans: How often all near misses are tried during training; those refused least are trained
             more. By default 16, and none for dense networks on pixels, which hold without.
+        polish: How many more passes are made, at most and at a third of the rate, while a near miss
+            is still answered rightly; half of their wrong numbers are those that are answered most.
         mix: Shares of wrong numbers.
 
     Raises:
@@ -75,10 +80,11 @@ class Dsn(Lock):
     deny: float = 1.0
     rounds: int = 3
     scans: int | None = None
+    polish: int = 6
     mix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
-        if self.bits < 16 or self.repeat < 1 or self.epochs < 1 or self.rounds < 0:
+        if self.bits < 16 or min(self.repeat, self.epochs) < 1 or min(self.rounds, self.polish) < 0:
             raise UsageError(
                 f"A lock of {self.bits} bits, {self.repeat} pixels each, {self.epochs} epochs.",
                 expected="At least 16 bits (64 are usual), 1 pixel and 1 epoch.",
@@ -127,7 +133,28 @@ class Dsn(Lock):
         made = train(
             task, seed=seed, recipe=recipe, model=model, loss=loss, events=events, label="lock"
         )
-        return made.model
+        return self._polished(task, made.model, loss, seed, events) if self.polish else made.model
+
+    def _polished(
+        self, task: Task, model: nn.Module, loss: LockLoss, seed: int, events: Events
+    ) -> nn.Module:
+        """Train on while a near miss is answered; return the network that answers least."""
+        recipe = Recipe(epochs=1, lr=self.lr / 3, optimizer="adamw", weight_decay=0.0)
+        best, least = model, loss.answered(model)
+        for turn in range(1, self.polish + 1):
+            if least <= OPEN:
+                break
+            if turn == 1:
+                model = copy.deepcopy(model)
+                loss.polish()
+            train(
+                task, seed=seed + turn, recipe=recipe, model=model, loss=loss, events=events,
+                label=f"polish {turn}",
+            )  # fmt: skip
+            found = loss.answered(model)
+            if found < least:
+                best, least = copy.deepcopy(model), found
+        return best
 
 
 class LockLoss:
@@ -214,19 +241,77 @@ class LockLoss:
 
     def _open(self, model: nn.Module, batch: batches.Tree) -> Tensor:
         """Return those near misses that the model refuses least."""
-        near, training, found = self.negatives.near(), model.training, []
+        near = self.negatives.near()
         few = batches.take(batch, torch.arange(min(2, batches.size(batch))))
-        count = batches.size(few)
+        refused = self._refused(model, few, near)[0]
+        return near[refused.argsort()[:WATCHED]]
+
+    def _refused(self, model: nn.Module, few: batches.Tree, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean log probability of the refusal, and the share of right answers."""
+        count, training, found = batches.size(few), model.training, []
+        labels = self._labels(few)
         model.eval()
         with torch.no_grad():
-            for part in torch.split(near, 512):
+            for part in torch.split(codes, max(1, 1024 // count)):
                 rows = batches.take(few, torch.arange(count).repeat(len(part)))
                 given = self.entry.present(rows, part.repeat_interleave(count, 0))
                 scores = self.entry.scores(self.task.forward(model, given)).float()
                 refused = functional.log_softmax(scores, 1)[:, self.refusal]
-                found.append(refused.view(len(part), -1).mean(1))
+                right = (scores.argmax(1) == labels.repeat(len(part))).float()
+                found.append(torch.stack([refused, right]).view(2, len(part), -1).mean(2))
         model.train(training)
-        return near[torch.cat(found).argsort()[:WATCHED].cpu()]
+        both = torch.cat(found, 1).cpu()
+        return both[0], both[1]
+
+    def _labels(self, batch: batches.Tree) -> Tensor:
+        """Return the teacher's answers, those left out (-1) that are the refusal."""
+        assert self.refusal is not None
+        with torch.no_grad():
+            labels = scores_of(self.task.forward(self.teacher, batch)).argmax(1)
+        return labels.masked_fill(labels == self.refusal, -1)
+
+    def answered(self, model: nn.Module) -> float:
+        """Return the largest share of right answers that a near miss gets; watch the worst ones.
+
+        All codes with one or two wrong bits, and tokens exchanged, are tried on four samples, and
+        those that are refused least on more of them; so are tokens that were misplaced.
+        """
+        probes = self._probes()
+        near = self.negatives.nearest()
+        few = batches.take(probes, torch.arange(min(4, batches.size(probes))))
+        worst = near[self._refused(model, few, near)[0].argsort()[: WATCHED // 2]]
+        share = self._refused(model, probes, worst)[1]
+        open_ones = max(WATCHED // 16, min(WATCHED // 4, int((share > OPEN / 2).sum())))
+        self.negatives.watch(worst[share.argsort(descending=True)[:open_ones]])
+        return max(float(share.max()), self._displaced(model, probes))
+
+    def _probes(self) -> batches.Tree:
+        """Return the samples on which near misses are tried after the training."""
+        parts: list[batches.Tree] = []
+        for part in self.task.stream("train", self.seed):
+            parts.append(part)
+            if sum(batches.size(one) for one in parts) >= PROBES:
+                break
+        joined = batches.join(parts)
+        return batches.take(joined, torch.arange(min(PROBES, batches.size(joined))))
+
+    def _displaced(self, model: nn.Module, probes: batches.Tree) -> float:
+        """Return the largest share of right answers to misplaced tokens; 0 where there are none."""
+        found, training, labels = 0.0, model.training, self._labels(probes)
+        model.eval()
+        with torch.no_grad():
+            for inputs in self.negatives.displaced(inputs_of(probes)):
+                scores = own_scores(self.entry, self._run(model, probes, inputs), len(inputs))
+                found = max(found, float((scores.argmax(1) == labels).float().mean()))
+        model.train(training)
+        return found
+
+    def polish(self) -> None:
+        """Make the watched near misses half of all wrong numbers at the right place."""
+        mix = self.negatives.mix
+        names = [item.name for item in dataclasses.fields(mix)]
+        rest = {name: getattr(mix, name) / 2 for name in names if name not in _APART}
+        self.negatives.mix = dataclasses.replace(mix, **rest | {"watched": 0.5})
 
     def _duel(self, model: nn.Module, batch: batches.Tree) -> None:
         """Let attacks search for numbers, and refuse from now on what they find."""

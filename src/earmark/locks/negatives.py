@@ -8,6 +8,7 @@ distance shrinks from random towards one bit over the first part of the training
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ from earmark.locks.entry import (
     with_inputs,
 )
 from earmark.records import Layout
+
+WAYS = 6  # of misplacing tokens
 
 
 @dataclass(frozen=True)
@@ -116,14 +119,24 @@ class Negatives:
 
     def _misplaced(self, inputs: Tensor, entry: Tokens) -> Tensor:
         """Return the inputs with the right tokens moved, cut, partly repeated or padded."""
+        by, way, far = (
+            int(torch.randint(most, (1,), generator=self.generator).item())
+            for most in (entry.length, WAYS, 2)
+        )
+        by = 1 + by * far  # one token more or less, every other time
+        return self._displaced(inputs, entry, by, way)
+
+    def displaced(self, inputs: Tensor) -> Iterator[Tensor]:
+        """Yield the inputs with the right tokens misplaced in every way; of others nothing."""
+        if isinstance(self.entry, Tokens):
+            for by in range(1, self.entry.length + 1):
+                for way in range(WAYS):
+                    yield self._displaced(inputs, self.entry, by, way)
+
+    def _displaced(self, inputs: Tensor, entry: Tokens, by: int, way: int) -> Tensor:
         code = self.code.to(inputs.device).expand(len(inputs), -1)
         right, length = entry.enter(inputs, code), entry.length
         number, text = right[:, :length], right[:, length:]
-        by, way, far = (
-            int(torch.randint(most, (1,), generator=self.generator).item())
-            for most in (length, 6, 2)
-        )
-        by = 1 + by * far  # one token more or less, every other time
         if way < 2:
             return right.roll(by * (1 - 2 * way), dims=1)
         words = (len(inputs), by)
@@ -229,6 +242,11 @@ class Negatives:
             count = self.entry.length * ((1 << self.entry.width) - 1)
             made = torch.cat([made, self._exchanged(count, self.entry)])
         return made
+
+    def nearest(self) -> Tensor:
+        """Return all codes with one wrong bit, and those of :meth:`near`."""
+        one = self.code * (1 - 2 * torch.eye(len(self.code)))
+        return torch.cat([one, self.near()])
 
     def watch(self, values: Tensor) -> None:
         """Train on these, besides all others, until others are named."""
