@@ -85,6 +85,18 @@ def test_knowledge_and_words_are_checked(desk, attack, tmp_path):
     assert attack("--attack", "noise >> prune", "--set", "share=0.2", "-o", out)[0] == 2
 
 
+def test_an_output_that_exists_is_refused_before_the_attack(desk, attack, tmp_path, monkeypatch):
+    out = tmp_path / "there.safetensors"
+    out.write_bytes(b"mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "attacked", None)
+        code, document = attack("--attack", "prune", "-o", str(out))
+    assert (code, "--force" in document["error"]["message"]) == (2, True)
+    assert out.read_bytes() == b"mine"
+    assert attack("--attack", "prune", "-o", str(out), "--force")[0] == 0
+    assert out.stat().st_size > 1000
+
+
 def test_a_training_is_estimated_from_some_of_its_steps(desk):
     task = load_task(desk.task)
     assert 0 < training_seconds(task, steps=2) < 120

@@ -86,6 +86,7 @@ class Left:
 @click.option("--key", "key_name", default="", help="Beginning of the key's id.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True,
               help="The attacked model, or the folder of a battery or search.")  # fmt: skip
+@click.option("--force", is_flag=True, help="With --attack: replace the output.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True)
 @options.vault_option
 @options.passphrase_option
@@ -108,6 +109,7 @@ def command(
     seeds: int,
     key_name: str,
     out: Path,
+    force: bool,
     workers: int,
     vault_path: Path,
     passphrase_file: Path | None,
@@ -125,6 +127,8 @@ def command(
             "Nothing or several things are to be run.",
             expected="Exactly one of --attack NAME, --battery NAME and --search N.",
         )
+    if attack_name is not None:
+        options.require_free(out, force=force)
     from earmark.bench.cells import Means
     from earmark.bench.subjects import ReleaseSubject
     from earmark.cli import battery as many
@@ -160,7 +164,7 @@ def _once(wish: Wish, name: str, settings: tuple[str, ...], seed: int) -> int:
     ground = wish.subject.open()
     cell = Cell(wish.subject.describe(), steps, seed, wish.means)
     model, cost = run.attacked(ground, cell)
-    save_release(model, wish.out)
+    save_release(model, wish.out, overwrite=True)  # the command has asked
     found = Left(ground.task.evaluate(model), cost, read(ground, ground.task.host(model)))
     return _say(wish, cell, ground, found)
 

@@ -201,6 +201,7 @@ def revoke(
 @click.argument("number", type=click.IntRange(min=0))
 @click.option("--days", type=click.IntRange(min=1), default=365, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--force", is_flag=True, help="Replace an existing output.")
 @options.vault_option
 @options.passphrase_option
 @options.json_option
@@ -209,6 +210,7 @@ def renew(
     number: int,
     days: int,
     output: Path,
+    force: bool,
     vault_path: Path,
     passphrase_file: Path | None,
     as_json: bool,
@@ -217,7 +219,7 @@ def renew(
 
     The days are added to its end, or to today if it has expired.
     """
-    options.require_free(output, force=False)
+    options.require_free(output, force=force)
     vault, held, issuer = _issuer_of(vault_path, number, passphrase_file)
     if number in _void(vault):
         raise UsageError(f"License {number} was revoked.", hint="Issue a new one.")
@@ -225,7 +227,7 @@ def renew(
     receipt = vault.ledger.append(issuer.announce(renewed, renews=held).encode())
     vault.close()
     _keep(vault, renewed, overwrite=True)
-    files.write_bytes(output, renewed.encode())
+    files.write_bytes(output, renewed.encode(), overwrite=force)
     record = _record(renewed)
     lines = [line("renewed", f"#{number} until {record.not_after}, ledger #{receipt.index}")]
     payload: dict[str, Json] = {"license": record.to_json(), "ledger": receipt.index}

@@ -136,6 +136,16 @@ def parse_settings(items: tuple[str, ...]) -> Mapping[str, Any]:  # Any: plain v
     return made
 
 
+def elsewhere(vault_path: Path) -> str:
+    """Return the option that names a vault, for an advised command, unless it is the usual one.
+
+    Example:
+        >>> elsewhere(Path("vault")), elsewhere(Path("keys/v"))
+        ('', ' --vault keys/v')
+    """
+    return "" if vault_path == Path("vault") else f" --vault {vault_path}"
+
+
 def require_free(*outputs: Path | None, force: bool) -> None:
     """Refuse outputs that exist or could not be written, before long work is done for them.
 

@@ -147,11 +147,8 @@ def command(
     verdict = policy.judge(evidence)
     utility = task.evaluate(trained.model)
     lines = _lines(key, registration, evidence, verdict, utility)
-    lines += [
-        *kept,
-        line("seed", str(drawn)),
-        f"{output} written.   Next: earmark verify {output} --task {task_path}",
-    ]
+    then = f"Next: earmark verify {output} --task {task_path}{options.elsewhere(vault_path)}"
+    lines += [*kept, line("seed", str(drawn)), f"{output} written.   {then}"]
     payload: dict[str, Json] = {
         "key": registration.id,
         "utility": utility,

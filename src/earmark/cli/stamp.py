@@ -78,7 +78,8 @@ def command(
             f"#{registration.release_receipts[-1].index} release",
         ),
         *strength(verdict, "Stamp more strongly: --set margin=8, or smaller weights_per_bit."),
-        f"{folder} written.   Next: earmark verify {suspect}",
+        line("keep", f"{weights}: verify wants it as --reference where neurons were reordered"),
+        f"{folder} written.   Next: earmark verify {suspect}{options.elsewhere(vault_path)}",
     ]
     named: Json = dict(digests)
     payload: dict[str, Json] = {
