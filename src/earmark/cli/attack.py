@@ -127,8 +127,6 @@ def command(
             "Nothing or several things are to be run.",
             expected="Exactly one of --attack NAME, --battery NAME and --search N.",
         )
-    if attack_name is not None:
-        options.require_free(out, force=force)
     from earmark.bench.cells import Means
     from earmark.bench.subjects import ReleaseSubject
     from earmark.cli import battery as many
@@ -143,10 +141,10 @@ def command(
         return many.run_battery(wish, battery, seeds=seeds, workers=workers)
     if evaluations is not None:
         return many.run_search(wish, evaluations, seed=seed)
-    return _once(wish, str(attack_name), settings, seed)
+    return _once(wish, str(attack_name), settings, seed, force=force)
 
 
-def _once(wish: Wish, name: str, settings: tuple[str, ...], seed: int) -> int:
+def _once(wish: Wish, name: str, settings: tuple[str, ...], seed: int, *, force: bool) -> int:
     """Run one attack, measure as the battery does, and write the attacked model."""
     from earmark.bench import run
     from earmark.bench.cells import Cell, Step, parse
@@ -160,11 +158,12 @@ def _once(wish: Wish, name: str, settings: tuple[str, ...], seed: int) -> int:
     if more:
         steps = (Step(steps[0].name, {**steps[0].settings, **more}),)
         steps[0].attack()
+    options.require_free(wish.out, force=force)
     wish.bars().note(f"attack with {name} ...")
     ground = wish.subject.open()
     cell = Cell(wish.subject.describe(), steps, seed, wish.means)
     model, cost = run.attacked(ground, cell)
-    save_release(model, wish.out, overwrite=True)  # the command has asked
+    save_release(model, wish.out, overwrite=force)
     found = Left(ground.task.evaluate(model), cost, read(ground, ground.task.host(model)))
     return _say(wish, cell, ground, found)
 
