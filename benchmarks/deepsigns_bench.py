@@ -26,7 +26,7 @@ from earmark.keys.secret import Key
 from earmark.schemes.base import Scheme
 from earmark.schemes.deepsigns import DeepSigns
 from earmark.schemes.deepsigns_blackbox import DeepSignsBlackBox
-from earmark.schemes.embedding import candidates, embed
+from earmark.schemes.embedding import embed
 from earmark.training import Recipe, train
 
 ROWS = Path(__file__).parent / "rows" / "deepsigns.jsonl"
@@ -115,7 +115,7 @@ class Cell:
 
     def key(self, scheme: Scheme, label: int = 0) -> Key:
         """A key of this cell's own."""
-        inputs = candidates(self.task, most=2000, seed=4711)
+        inputs = self.task.samples(2000, seed=4711)
         secret = self.seed.to_bytes(16, "big") + label.to_bytes(16, "big")
         return scheme.new_key(self.task.host(self.base), inputs=inputs, secret=secret)
 

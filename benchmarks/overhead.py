@@ -21,7 +21,7 @@ import torch
 import earmark
 from earmark import registry
 from earmark.bench.zoo import image_task
-from earmark.schemes.embedding import candidates, fresh_model
+from earmark.schemes.embedding import fresh_model
 from earmark.task import Task
 from earmark.training import Recipe
 
@@ -50,7 +50,7 @@ def measure(scheme_name: str, network: str, data: str, *, blocks: int, steps: in
     """Return one row."""
     task = image_task(network, data)
     scheme = registry.scheme(scheme_name)
-    inputs = candidates(task, most=scheme.inputs_wanted(), seed=1) if scheme.needs_inputs else None
+    inputs = task.samples(scheme.inputs_wanted(), seed=1) if scheme.needs_inputs else None
     plain, marked = fresh_model(task, 0).train(), fresh_model(task, 0).train()
     recipe = Recipe(lr=0.01)
     optimizers = [recipe.make_optimizer(model.parameters()) for model in (plain, marked)]

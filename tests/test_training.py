@@ -15,7 +15,7 @@ from earmark.bench import zoo
 from earmark.bench.data import load
 from earmark.errors import FileError, FormatError, HostError, TaskError, UsageError
 from earmark.hosts.module import ModuleHost, state_digest
-from earmark.schemes.embedding import candidates, embed, fresh_model
+from earmark.schemes.embedding import embed, fresh_model
 from earmark.task import Task, from_module, load_task
 from earmark.training import Recipe, distillation_loss, train
 
@@ -58,7 +58,7 @@ def test_an_interrupted_training_goes_on_where_it_was(task, tmp_path) -> None:
     recipe = Recipe(epochs=4, lr=0.05)
     scheme = registry.scheme("mtlsign", triggers=64, shards=2, directions=1)
     host = task.host(fresh_model(task, 3))
-    key = scheme.new_key(host, inputs=candidates(task, most=256, seed=0), secret=bytes(32))
+    key = scheme.new_key(host, inputs=task.samples(256, seed=0), secret=bytes(32))
     whole = embed(task, scheme, key, seed=3, recipe=recipe)
     path = tmp_path / "check.pt"
     with pytest.raises(Stop):
@@ -203,7 +203,7 @@ def test_distributed_training_applies_the_mark_once(tmp_path) -> None:
 def test_embedding_leaves_class_names_and_hooks_alone(task) -> None:
     scheme = registry.scheme("mtlsign", triggers=64, shards=2, directions=1)
     plain = fresh_model(task, 3)
-    inputs = candidates(task, most=256, seed=0)
+    inputs = task.samples(256, seed=0)
     key = scheme.new_key(task.host(plain), inputs=inputs)
     made = embed(task, scheme, key, seed=3).model
     assert type(made) is type(plain)

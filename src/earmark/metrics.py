@@ -29,7 +29,7 @@ from earmark.hosts.module import ModuleHost
 from earmark.keys.secret import Key
 from earmark.records import Evidence
 from earmark.schemes.base import Scheme
-from earmark.schemes.embedding import candidates, embed
+from earmark.schemes.embedding import embed
 from earmark.task import Task
 from earmark.training import Recipe, Trained, train
 
@@ -186,7 +186,7 @@ def measure_requirements(
 def _inputs(scheme: Scheme, task: Task) -> Tree | None:
     if not scheme.needs_inputs:
         return None
-    return candidates(task, most=max(2000, scheme.inputs_wanted()), seed=4711)
+    return task.samples(max(2000, scheme.inputs_wanted()), seed=4711)
 
 
 def _secret(*parts: object) -> bytes:

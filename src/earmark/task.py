@@ -28,6 +28,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from earmark.errors import EarmarkError, FileError, TaskError
+from earmark.hosts import batches as batching
 from earmark.hosts.batches import Tree
 from earmark.hosts.module import Forward, ModuleHost, plain_forward
 
@@ -66,6 +67,23 @@ class Task:
         if "seed" in inspect.signature(self.batches).parameters:
             return self.batches(split, seed=seed)
         return self.batches(split)
+
+    def samples(self, most: int, *, seed: int) -> Tree:
+        """Return up to `most` training samples, joined, in the order of the seed's batches.
+
+        Raises:
+            TaskError: There are none.
+        """
+        parts: list[Tree] = []
+        held = 0
+        for part in self.stream("train", seed):
+            parts.append(part)
+            held += batching.size(part)
+            if held >= most:
+                break
+        if not parts:
+            raise TaskError(f"Task '{self.name}' gives no training batches.")
+        return batching.take(batching.join(parts), slice(0, most))
 
 
 def from_module(module: ModuleType | object, *, name: str) -> Task:

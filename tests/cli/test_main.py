@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import metadata
 
 import click
 import pytest
@@ -61,6 +62,12 @@ def test_without_the_lab_side_a_command_names_the_extra(arguments, tmp_path) -> 
     assert done.stderr.startswith("E501")
     assert 'pip install "earmark[torch]"' in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_extras_that_are_named_exist() -> None:
+    from earmark.registry import EXTRAS
+
+    assert set(EXTRAS) <= set(metadata("earmark").get_all("Provides-Extra") or ())
 
 
 def test_help_costs_less_than_half_a_second_of_cpu() -> None:

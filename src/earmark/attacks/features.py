@@ -26,7 +26,7 @@ _SMALL = 1e-6
 
 
 def usual_taps(model: nn.Module) -> tuple[str, ...]:
-    """Return the last hidden features and, behind a dense layer, what flows into it."""
+    """Return the last hidden features and, behind a dense layer or a block, what flows into it."""
     (last,) = taps.last_features(model)
     return (last,) if last.endswith(taps.INPUT) else (last, last + taps.INPUT)
 
@@ -37,7 +37,7 @@ class Collapse(Attack):
 
     Args:
         weight: Weight of the variance within classes over the whole variance, summed over taps.
-        taps: Layers; by default the last hidden one and what flows into it.
+        taps: Layers; by default the last hidden one, or block, and what flows into it.
         truth: Whether classes are the true targets; else the stolen model's own answers.
         epochs: Passes over the attacker's data.
         lr: Peak learning rate.

@@ -106,13 +106,13 @@ def issue(
     offer = issuer.offer(customer, model=name, number=number)
     with tempfile.TemporaryDirectory() as folder:
         if lock_path is not None:
-            parent = Parent.read(lock_path)
+            parent, task = Parent.read(lock_path), _task(task_path)
             offer = locking.fitting(issuer, parent, customer, name, number)
             place = Path(folder) / "own.safetensors"
             way = locking.copy_of(
                 parent,
                 weights,
-                _task(task_path),
+                task,
                 offer.serial,
                 teacher=teacher,
                 epochs=epochs,
@@ -125,7 +125,7 @@ def issue(
             key, trace = _tracing_key(vault, phrase, weights)
             copy = _fingerprinted(weights, key, copy_name(offer.grant.number, customer))
         if lock_path is not None and teacher is not None:
-            cost = locking.cost_of(parent, _task(task_path), teacher, copy, offer.serial)
+            cost = locking.cost_of(parent, task, teacher, copy, offer.serial)
     signed = issuer.issue(offer, copy, days=days, features=features, trace=trace)
     locked = licenses.wrap_copy(copy, signed, offer)
     _keep(vault, signed)

@@ -9,7 +9,8 @@ import click
 
 from earmark import files, registry
 from earmark.cli import options
-from earmark.cli.output import Bars, emit, many
+from earmark.cli.output import Bars, emit
+from earmark.wording import counted
 
 if TYPE_CHECKING:
     from earmark.attacks.base import Attack
@@ -103,7 +104,7 @@ def command(
     table = found.table()
     if output is not None:
         files.write_bytes(output, (table + "\n").encode(), overwrite=force)
-    lines = [f"{found.scheme} on {found.task}, {many(seeds, 'seed')}", "", table]
+    lines = [f"{found.scheme} on {found.task}, {counted(seeds, 'seed')}", "", table]
     return emit("metrics", lines, found.to_json(), as_json=as_json)
 
 

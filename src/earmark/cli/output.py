@@ -12,6 +12,7 @@ import click
 from earmark import stats
 from earmark.codec import Json
 from earmark.records import Evidence, Outcome, Verdict
+from earmark.wording import counted
 
 T = TypeVar("T")
 
@@ -85,16 +86,13 @@ def line(label: str, text: str) -> str:
     return f"{label:<16}  {text}"
 
 
-def verdict_lines(
-    verdict: Verdict, evidence: Evidence, *, exact: bool = True, why: str = ""
-) -> list[str]:
+def verdict_lines(verdict: Verdict, evidence: Evidence, *, inexact: str = "") -> list[str]:
     """Describe a verdict in a few labelled lines.
 
     Args:
         verdict: The verdict.
         evidence: The evidence that it was judged from.
-        exact: Whether the null is exact; some published forms have none.
-        why: Why it is not, if the published form is not to blame.
+        inexact: Why the null is not exact, if it is not.
     """
     shown = {
         Outcome.SHOWN: ("MARK SHOWN", "green"),
@@ -102,16 +100,17 @@ def verdict_lines(
         Outcome.INCONCLUSIVE: ("INCONCLUSIVE", "yellow"),
     }
     word, colour = shown[verdict.outcome]
+    tried = evidence.tried
     head = click.style(f"{word:<16}", fg=colour, bold=True)
     lines = [
         f"{head}  {evidence.hits:,} of {evidence.trials:,} answers match the key",
         line("chance", f"{stats.one_in(-verdict.bits)} for a model made without the key"),
         line("evidence", f"{verdict.bits:.1f} bits net; {verdict.threshold:g} asked for"),
-        *_null_lines(verdict, evidence, exact=exact, why=why),
+        *_null_lines(verdict, evidence, inexact),
         line(
             "tried",
-            f"{many(evidence.tried.keys, 'key')}, {many(evidence.tried.suspects, 'suspect')}, "
-            f"{many(evidence.tried.forms, 'form')} (charged)",
+            f"{counted(tried.keys, 'key')}, {counted(tried.suspects, 'suspect')}, "
+            f"{counted(tried.forms, 'form')} (charged)",
         ),
         line(
             "power",
@@ -123,11 +122,10 @@ def verdict_lines(
     return lines
 
 
-def _null_lines(verdict: Verdict, evidence: Evidence, *, exact: bool, why: str) -> list[str]:
+def _null_lines(verdict: Verdict, evidence: Evidence, inexact: str) -> list[str]:
     """Say what the chance rests on: the plain count, or a reading that weighs the answers."""
-    if not exact:
-        why = why or "this published form drops answers afterwards"
-        return [line("null", f"none that is exact: {why}")]
+    if inexact:
+        return [line("null", f"none that is exact: {inexact}")]
     plain = stats.log2_binomial_tail(evidence.hits, evidence.trials, evidence.chance)
     if evidence.score is not None and verdict.bits_gross > -plain:
         return [
@@ -139,16 +137,6 @@ def _null_lines(verdict: Verdict, evidence: Evidence, *, exact: bool, why: str) 
 
 def _probability(value: float) -> str:
     return "> 0.999" if value > 0.999 else f"{value:.3f}"
-
-
-def many(count: int, what: str, plural: str = "") -> str:
-    """Return a number of things in words.
-
-    Example:
-        >>> many(1, "key"), many(2, "copy", "copies")
-        ('1 key', '2 copies')
-    """
-    return f"{count:,} {what if count == 1 else plural or f'{what}s'}"
 
 
 def table(rows: Sequence[Sequence[Any]], *, head: Sequence[str]) -> list[str]:  # Any: cells

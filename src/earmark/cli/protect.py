@@ -334,12 +334,12 @@ def commit(
 def fresh_key(task: Task, scheme: Scheme, bars: Bars) -> Key:
     """Make a key for a task, its inputs taken from the task's own samples."""
     from earmark.hosts import batches
-    from earmark.schemes.embedding import candidates, fresh_model
+    from earmark.schemes.embedding import fresh_model
 
     inputs = None
     wanted = scheme.inputs_wanted() or (_SAMPLES if scheme.needs_inputs else 0)
     if wanted:
-        inputs = candidates(task, most=wanted, seed=secrets.randbelow(1 << 31))
+        inputs = task.samples(wanted, seed=secrets.randbelow(1 << 31))
         held = batches.size(inputs)
         advice = _fewer(scheme, held) if held < wanted else ""
         if advice:

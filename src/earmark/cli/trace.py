@@ -10,11 +10,12 @@ import click
 
 from earmark.cli import options
 from earmark.cli.license import copy_name, held_licenses, tracing_keys
-from earmark.cli.output import EXIT, emit, line, many, table
+from earmark.cli.output import EXIT, emit, line, table
 from earmark.codec import Json
 from earmark.errors import CarrierError, UsageError
 from earmark.records import License, Outcome, now
 from earmark.vault import Vault
+from earmark.wording import counted
 
 if TYPE_CHECKING:
     from earmark.hosts.access import Host
@@ -88,7 +89,7 @@ def command(
         for mark in ("<- named" if item.name in named else "",)
     ]
     people = ", ".join(sorted({copies[name].customer for name in named}))
-    tried = f"{many(len(copies), 'copy', 'copies')}, {many(forms, 'form')}"
+    tried = f"{counted(len(copies), 'copy', 'copies')}, {counted(forms, 'form')}"
     head = line("NAMED", people) if named else line("CANNOT TELL", "nobody's copy stands out")
     lines = [
         head,

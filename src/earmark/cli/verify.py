@@ -124,9 +124,7 @@ def command(
         more, read = read_back(scheme, host, key, found)
     evidence = charged(found, registration, suspects, keys=vault.keys_tried())
     verdict = policy.judge(evidence, asked)
-    exact = getattr(registry.load("scheme", key.layout.scheme), "exact_null", True)
-    why = "" if fixed else "nothing fixed what the suspect was aligned to before the message"
-    lines = verdict_lines(verdict, evidence, exact=exact and fixed, why=why)
+    lines = verdict_lines(verdict, evidence, inexact=inexact(key.layout.scheme, fixed=fixed))
     claim = line("claim", f"key {registration.id}, ledger #{registration.receipt.index}")
     lines += [*(service.lines() if service else more), claim]
     if not quiet:
@@ -161,6 +159,13 @@ def charged(
     """Return evidence with its commitment named and the numbers of suspects and keys charged."""
     tried = dataclasses.replace(evidence.tried, suspects=suspects, keys=keys)
     return dataclasses.replace(evidence, commitment=registration.commitment.commitment, tried=tried)
+
+
+def inexact(scheme: str, *, fixed: bool) -> str:
+    """Say why the null of a reading is not exact, if it is not."""
+    if not getattr(registry.load("scheme", scheme), "exact_null", True):
+        return "this published form drops answers afterwards"
+    return "" if fixed else "nothing fixed what the suspect was aligned to before the message"
 
 
 def proves_nothing(registration: Registration) -> UsageError:

@@ -28,7 +28,7 @@ from earmark.hosts.files import save_release
 from earmark.hosts.suspects import load_suspect
 from earmark.keys.secret import Key
 from earmark.records import Claim, Evidence, Receipt, Verdict
-from earmark.schemes.embedding import candidates, embed, fresh_model
+from earmark.schemes.embedding import embed, fresh_model
 from earmark.task import Task, load_task
 from earmark.training import Recipe, train
 from earmark.vault import Registration, Vault
@@ -148,7 +148,7 @@ def run(
     files.write_bytes(folder / "passphrase.txt", word.encode() + b"\n", mode=0o600)
     vault = Vault.create(folder / "vault", name="Demo owner", passphrase=word)
     scheme = registry.scheme("mtlsign", **settings_for(task))
-    inputs = candidates(task, most=scheme.inputs_wanted(), seed=secrets.randbelow(1 << 31))
+    inputs = task.samples(scheme.inputs_wanted(), seed=secrets.randbelow(1 << 31))
     new = scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
     key, registration = vault.commit(new, word, note="release.safetensors")
     events.note(f"ledger #{registration.receipt.index}: commitment, before any training")

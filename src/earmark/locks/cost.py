@@ -13,15 +13,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from earmark.errors import TaskError
 from earmark.hosts import batches
 from earmark.locks.base import Lock
-from earmark.locks.entry import Entry, code_of
+from earmark.locks.entry import Entry, code_of, one_wrong, try_codes, two_wrong
 from earmark.records import Layout
 from earmark.task import Task
 
 PROBES, FEW, AGAIN = 256, 16, 32
-_AT_ONCE, _PAIRS = 2048, 4096
+_PAIRS = 4096
 _LOST, _ABSENT, _NEAR = 1.0, 5.0, 10.0  # points that a good lock stays within
 
 
@@ -88,15 +87,7 @@ class Measure:
     @cached_property
     def probes(self) -> batches.Tree:
         """The samples on which near misses are tried."""
-        parts: list[batches.Tree] = []
-        for part in self.task.stream("train", 0):
-            parts.append(part)
-            if sum(batches.size(one) for one in parts) >= PROBES:
-                break
-        if not parts:
-            raise TaskError(f"Task '{self.task.name}' has no training batches.")
-        joined = batches.join(parts)
-        return batches.take(joined, slice(0, PROBES))
+        return self.task.samples(PROBES, seed=0)
 
     def cost(self, teacher: nn.Module, model: nn.Module, serial: bytes) -> Cost:
         """Measure a locked copy beside its private teacher; neither is changed.
@@ -104,24 +95,19 @@ class Measure:
         All numbers with one wrong bit of the code are tried, and those with two, or a sample of
         4,096 of them; on a few samples first, the worst again on more.
         """
-        entry, code = (
-            self.lock.entry(self.layout, serial),
-            code_of(serial, self.layout.message_bits),
-        )
+        code = code_of(serial, self.layout.message_bits)
+        entry = self.lock.entry(self.layout, serial)
         opened = self.lock.opened(model, self.layout, serial)
-        right = self._answers(model.eval(), entry, self.probes, code[None])[0]
-        one = code * (1 - 2 * torch.eye(len(code)))
-        pairs = torch.combinations(torch.arange(len(code)))
-        order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))
-        pairs = pairs[order[:_PAIRS]]
-        two = code * torch.ones(len(pairs), len(code)).scatter_(1, pairs, -1.0)
+        right = self._answers(model, entry, self.probes, code[None])[0]
+        two = two_wrong(code)
+        order = torch.randperm(len(two), generator=torch.Generator().manual_seed(0))
         return Cost(
             unlocked=self.task.evaluate(teacher.eval()),
             right=self.task.evaluate(opened),
             absent=self.task.evaluate(model.eval()),
             constant=100 * float(right.bincount().max()) / len(right),
-            one=self._worst(model, entry, one, right),
-            two=self._worst(model, entry, two, right),
+            one=self._worst(model, entry, one_wrong(code), right),
+            two=self._worst(model, entry, two[order[:_PAIRS]], right),
         )
 
     def _worst(self, model: nn.Module, entry: Entry, codes: Tensor, right: Tensor) -> float:
@@ -137,11 +123,7 @@ class Measure:
         self, model: nn.Module, entry: Entry, samples: batches.Tree, codes: Tensor
     ) -> Tensor:
         """Return the answers to every code, (codes, answers)."""
-        count, found = batches.size(samples), []
-        with torch.no_grad():
-            for part in torch.split(codes, max(1, _AT_ONCE // count)):
-                rows = batches.take(samples, torch.arange(count).repeat(len(part)))
-                given = entry.present(rows, part.repeat_interleave(count, 0))
-                scores = entry.scores(self.task.forward(model, given))
-                found.append(scores.argmax(1).view(len(part), -1).cpu())
-        return torch.cat(found)
+        forward = self.task.forward
+        return try_codes(
+            model, entry, codes, samples, forward=forward, read=lambda scores: scores.argmax(2)
+        )

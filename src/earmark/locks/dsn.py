@@ -24,9 +24,19 @@ from torch.nn import functional
 from earmark.errors import UsageError
 from earmark.events import SILENT, Events
 from earmark.hosts import batches
+from earmark.hosts.taps import frozen_forward
 from earmark.keys.stream import KeyStream
 from earmark.locks.base import Lock
-from earmark.locks.entry import Entry, Pixels, Tokens, code_of, inputs_of, layout_of, with_inputs
+from earmark.locks.entry import (
+    Entry,
+    Pixels,
+    Tokens,
+    code_of,
+    inputs_of,
+    layout_of,
+    try_codes,
+    with_inputs,
+)
 from earmark.locks.inversion import Target, climb, descend
 from earmark.locks.negatives import Mix, Negatives
 from earmark.records import Layout
@@ -141,19 +151,19 @@ class Dsn(Lock):
         """Train on while a near miss is answered; return the network that answers least."""
         recipe = Recipe(epochs=1, lr=self.lr / 3, optimizer="adamw", weight_decay=0.0)
         best, least = model, loss.answered(model)
+        if least > OPEN:
+            loss.polish()
         for turn in range(1, self.polish + 1):
             if least <= OPEN:
                 break
-            if turn == 1:
-                model = copy.deepcopy(model)
-                loss.polish()
+            model = copy.deepcopy(model)
             train(
                 task, seed=seed + turn, recipe=recipe, model=model, loss=loss, events=events,
                 label=f"polish {turn}",
             )  # fmt: skip
             found = loss.answered(model)
             if found < least:
-                best, least = copy.deepcopy(model), found
+                best, least = model, found
         return best
 
 
@@ -248,20 +258,15 @@ class LockLoss:
 
     def _refused(self, model: nn.Module, few: batches.Tree, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean log probability of the refusal, and the share of right answers."""
-        count, training, found = batches.size(few), model.training, []
         labels = self._labels(few)
-        model.eval()
-        with torch.no_grad():
-            for part in torch.split(codes, max(1, 1024 // count)):
-                rows = batches.take(few, torch.arange(count).repeat(len(part)))
-                given = self.entry.present(rows, part.repeat_interleave(count, 0))
-                scores = self.entry.scores(self.task.forward(model, given)).float()
-                refused = functional.log_softmax(scores, 1)[:, self.refusal]
-                right = (scores.argmax(1) == labels.repeat(len(part))).float()
-                found.append(torch.stack([refused, right]).view(2, len(part), -1).mean(2))
-        model.train(training)
-        both = torch.cat(found, 1).cpu()
-        return both[0], both[1]
+
+        def read(scores: Tensor) -> Tensor:
+            refused = functional.log_softmax(scores, 2)[..., self.refusal].mean(1)
+            return torch.stack([refused, (scores.argmax(2) == labels).float().mean(1)], 1)
+
+        forward = self.task.forward
+        found = try_codes(model, self.entry, codes, few, forward=forward, read=read)
+        return found[:, 0], found[:, 1]
 
     def _labels(self, batch: batches.Tree) -> Tensor:
         """Return the teacher's answers, those left out (-1) that are the refusal."""
@@ -276,7 +281,7 @@ class LockLoss:
         All codes with one or two wrong bits, and tokens exchanged, are tried on four samples, and
         those that are refused least on more of them; so are tokens that were misplaced.
         """
-        probes = self._probes()
+        probes = self.task.samples(PROBES, seed=self.seed)
         near = self.negatives.nearest()
         few = batches.take(probes, torch.arange(min(4, batches.size(probes))))
         worst = near[self._refused(model, few, near)[0].argsort()[: WATCHED // 2]]
@@ -285,25 +290,13 @@ class LockLoss:
         self.negatives.watch(worst[share.argsort(descending=True)[:open_ones]])
         return max(float(share.max()), self._displaced(model, probes))
 
-    def _probes(self) -> batches.Tree:
-        """Return the samples on which near misses are tried after the training."""
-        parts: list[batches.Tree] = []
-        for part in self.task.stream("train", self.seed):
-            parts.append(part)
-            if sum(batches.size(one) for one in parts) >= PROBES:
-                break
-        joined = batches.join(parts)
-        return batches.take(joined, torch.arange(min(PROBES, batches.size(joined))))
-
     def _displaced(self, model: nn.Module, probes: batches.Tree) -> float:
         """Return the largest share of right answers to misplaced tokens; 0 where there are none."""
-        found, training, labels = 0.0, model.training, self._labels(probes)
-        model.eval()
-        with torch.no_grad():
+        found, labels = 0.0, self._labels(probes)
+        with frozen_forward(model):
             for inputs in self.negatives.displaced(inputs_of(probes)):
                 scores = own_scores(self.entry, self._run(model, probes, inputs), len(inputs))
                 found = max(found, float((scores.argmax(1) == labels).float().mean()))
-        model.train(training)
         return found
 
     def polish(self) -> None:

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from earmark.errors import CapacityError, HostError, KeyLayoutError
-from earmark.hosts import batches
+from earmark.hosts import batches, taps
+from earmark.hosts.access import Forward
 from earmark.keys.stream import KeyStream
 from earmark.records import Layout
 
 MIDDLE = 0.0
+_AT_ONCE = 1024  # presented samples in one pass
 
 
 def code_of(serial: bytes, bits: int) -> Tensor:
@@ -172,6 +174,49 @@ class Columns(Entry):
     def absent(self, inputs: Tensor) -> Tensor:
         """Return rows with the middle value, which is no sign, in all extra columns."""
         return self.enter(inputs, inputs.new_full((len(inputs), self.bits), MIDDLE))
+
+
+def one_wrong(code: Tensor) -> Tensor:
+    """Return all codes with one wrong bit, (bits, bits)."""
+    return code * (1 - 2 * torch.eye(len(code)))
+
+
+def two_wrong(code: Tensor) -> Tensor:
+    """Return all codes with two wrong bits, (pairs, bits)."""
+    pairs = torch.combinations(torch.arange(len(code)))
+    return code * torch.ones(len(pairs), len(code)).scatter_(1, pairs, -1.0)
+
+
+def try_codes(
+    model: nn.Module,
+    entry: Entry,
+    codes: Tensor,
+    samples: batches.Tree,
+    *,
+    forward: Forward,
+    read: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Present each of many codes to the same samples; the model is left in the mode that it was in.
+
+    Args:
+        model: The network.
+        entry: The way in.
+        codes: (codes, bits).
+        samples: What every code is presented to.
+        forward: How the model is run.
+        read: Makes of scores, (codes, answers, classes), what is kept of each code.
+
+    Returns:
+        What was read, one row a code, on the CPU.
+    """
+    count, found = batches.size(samples), []
+    with taps.frozen_forward(model):
+        for part in torch.split(codes, max(1, _AT_ONCE // count)):
+            rows = batches.take(samples, torch.arange(count).repeat(len(part)))
+            given = entry.present(rows, part.repeat_interleave(count, 0))
+            scores = entry.scores(forward(model, given)).float()
+            found.append(read(scores.view(len(part), -1, scores.shape[1])).cpu())
+    return torch.cat(found)
 
 
 def random_codes(count: int, bits: int, generator: torch.Generator) -> Tensor:

@@ -22,7 +22,9 @@ from earmark.locks.entry import (
     code_of,
     entry_of,
     inputs_of,
+    one_wrong,
     random_codes,
+    two_wrong,
     with_inputs,
 )
 from earmark.records import Layout
@@ -236,8 +238,7 @@ class Negatives:
 
     def near(self) -> Tensor:
         """Return all codes with two wrong bits; for tokens, those with another token as well."""
-        pairs = torch.combinations(torch.arange(len(self.code)))
-        made = self.code * torch.ones(len(pairs), len(self.code)).scatter_(1, pairs, -1.0)
+        made = two_wrong(self.code)
         if isinstance(self.entry, Tokens):
             count = self.entry.length * ((1 << self.entry.width) - 1)
             made = torch.cat([made, self._exchanged(count, self.entry)])
@@ -245,8 +246,7 @@ class Negatives:
 
     def nearest(self) -> Tensor:
         """Return all codes with one wrong bit, and those of :meth:`near`."""
-        one = self.code * (1 - 2 * torch.eye(len(self.code)))
-        return torch.cat([one, self.near()])
+        return torch.cat([one_wrong(self.code), self.near()])
 
     def watch(self, values: Tensor) -> None:
         """Train on these, besides all others, until others are named."""

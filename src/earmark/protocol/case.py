@@ -36,7 +36,7 @@ from earmark.report import archive, parts
 from earmark.report.checks import NOTE, VERIFIED, Check
 from earmark.report.dossier import Manifest, require_manifest
 from earmark.report.markup import Markup, tag
-from earmark.report.numbers import counted
+from earmark.wording import counted
 
 PAGE = 256
 _README = """This folder proves what a community decided on one claim. It needs no network to check:

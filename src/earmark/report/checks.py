@@ -35,8 +35,8 @@ from earmark.report.dossier import (
     record_path,
     require_manifest,
 )
-from earmark.report.numbers import counted
 from earmark.report.page import render
+from earmark.wording import counted
 
 VERIFIED = "verified"
 NOTE = "note"

@@ -9,7 +9,8 @@ from earmark import __version__
 from earmark.errors import UsageError
 from earmark.report import parts
 from earmark.report.markup import Markup, join, name, tag
-from earmark.report.numbers import chance, counted, fixed, number
+from earmark.report.numbers import chance, fixed, number
+from earmark.wording import counted
 
 NOT_BY_A_LOCK = (
     "A customer can always wrap his copy so that it presents his number by itself, or distil it "

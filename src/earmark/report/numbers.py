@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 
 from earmark import stats
+from earmark.wording import counted
 
 MINUS = "−"
 THIN = "\u202f"  # a narrow no-break space between number and unit
@@ -190,13 +191,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return counted(int(seconds / size), unit)
     return counted(int(seconds), "second")
-
-
-def counted(count: int, word: str, plural: str = "") -> str:
-    """Write a number of things.
-
-    Example:
-        >>> counted(1, "key"), counted(1200, "entry", "entries")
-        ('1 key', '1,200 entries')
-    """
-    return f"{count:,} {word if count == 1 else plural or f'{word}s'}"

@@ -22,7 +22,6 @@ from earmark.report.numbers import (
     THIN,
     bits,
     chance,
-    counted,
     fixed,
     log10_p,
     number,
@@ -35,6 +34,7 @@ from earmark.report.plane import Dot, plane
 from earmark.report.rows import summarize
 from earmark.report.strip import needed_hits, strip
 from earmark.report.timeline import moments, precedence, timeline
+from earmark.wording import counted
 
 _CODE_BYTES = 700
 _READ = {

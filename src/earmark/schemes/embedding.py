@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from earmark.errors import TaskError
 from earmark.events import SILENT, Events
-from earmark.hosts import batches
 from earmark.keys.secret import Key
 from earmark.schemes.base import Scheme
 from earmark.task import Task
@@ -37,25 +35,6 @@ def starting_model(task: Task, scheme: Scheme, key: Key, *, seed: int) -> nn.Mod
     made = fresh_model(task, seed)
     scheme.begin(made, key, fresh=True)
     return made
-
-
-def candidates(task: Task, *, most: int, seed: int) -> batches.Tree:
-    """Return up to `most` training samples from which a scheme may choose the key's inputs.
-
-    Raises:
-        TaskError: There are none.
-    """
-    parts: list[batches.Tree] = []
-    held = 0
-    for part in task.stream("train", seed):
-        parts.append(part)
-        held += batches.size(part)
-        if held >= most:
-            break
-    if not parts:
-        raise TaskError(f"Task '{task.name}' gives no training batches.")
-    joined = batches.join(parts)
-    return batches.take(joined, slice(0, most))
 
 
 def embed(
