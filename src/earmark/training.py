@@ -7,10 +7,11 @@ their own does not need it: see :class:`earmark.schemes.base.Mark`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -233,6 +234,38 @@ def train(
     return Trained(model, loop.step, time.perf_counter() - started, tuple(loop.losses))
 
 
+def rehearse(
+    task: Task,
+    model: nn.Module,
+    *,
+    recipe: Recipe | None = None,
+    loss: Callable[[nn.Module, batches.Tree], Tensor] | None = None,
+) -> None:
+    """Read a model's utility and train it on one batch, to meet now what would fail later.
+
+    Args:
+        task: The user's work.
+        model: A model that is thrown away afterwards; it is changed in place.
+        recipe: Settings; by default the task's own.
+        loss: Another loss than the task's.
+
+    Raises:
+        TaskError, UsageError, HostError: As in :func:`train`, or `evaluate` fails.
+    """
+    model.eval()
+    with torch.random.fork_rng(devices=[]):
+        task.evaluate(model)
+        train(
+            task,
+            seed=0,
+            recipe=replace(recipe or Recipe.of(task.recipe), epochs=1),
+            model=model,
+            loss=loss,
+            data=lambda seed: list(itertools.islice(task.stream("train", seed), 1)),
+            label="rehearse",
+        )
+
+
 class _Loop:
     """The state of a training between epochs."""
 
@@ -265,7 +298,7 @@ class _Loop:
             stream = list(stream)
             total = len(stream)
         if total == 0:
-            raise UsageError(f"Task '{self.task.name}' gives no training batches.")
+            raise TaskError(f"Task '{self.task.name}' gives no training batches.")
         self.per_epoch = total
         losses = [self._one(batch) for batch in events.track(stream, label=label, total=total)]
         mean = torch.stack(losses).mean().item()
@@ -288,6 +321,11 @@ class _Loop:
         if not isinstance(task_loss, Tensor) or task_loss.numel() != 1:
             shape = getattr(task_loss, "shape", type(task_loss).__name__)
             raise TaskError(f"loss() of '{self.task.name}' gives {shape}, no scalar tensor.")
+        if not task_loss.requires_grad:
+            raise TaskError(
+                f"loss() of '{self.task.name}' gives a tensor without a gradient.",
+                hint="Compute it from the model's output, without no_grad(), detach() or item().",
+            )
         total = task_loss.float()
         if self.mark is not None:
             total = total + self.mark.loss().float()

@@ -6,7 +6,6 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +111,13 @@ def test_a_mark_that_is_too_weak_is_not_called_done(desk, earmark, tmp_path) -> 
     [
         ("def model():\n    return 3", "no torch module"),
         ("def loss(network, batch):\n    return network(batch[0])", "no scalar tensor"),
+        (
+            "def loss(network, batch):\n    return 0 * work.loss(network, batch).detach()",
+            "gradient",
+        ),
+        ("def loss(network, batch):\n    return batch['x']", "loss() of task 'own' failed"),
+        ("def evaluate(network):\n    return 1 / 0", "evaluate() of task 'own' failed"),
+        ("def evaluate(network):\n    return None", "evaluate() of task 'own' failed"),
         ("def batches(split):\n    return []", "no training batches"),
         ("def batches(split):\n    return 1 / 0", "batches() of task 'own' failed"),
     ],
@@ -126,16 +132,44 @@ def test_a_task_that_breaks_its_contract_is_no_bug_of_ours(part, said, desk, ear
     assert code == 2
     assert "E120" in err
     assert said in err
+    assert [item.name for item in tmp_path.iterdir() if item != path] == []
+
+
+def test_what_would_fail_later_leaves_no_key_behind(desk, earmark, tmp_path) -> None:
+    lacking, strange = tmp_path / "nan.safetensors", tmp_path / "mlp.safetensors"
+    network = load_task(desk.task).model()
+    next(network.parameters()).data.view(-1)[0] = float("nan")
+    save_release(network, lacking)
+    save_release(zoo.Mlp((1, 8, 8), 10), strange)
+    odd, scores = tmp_path / "odd.py", tmp_path / "scores.py"
+    odd.write_text(Path(desk.task).read_text() + "\nrecipe = {'epochs': 1, 'lrr': 1}\n")
+    scores.write_text(
+        Path(desk.task).read_text()
+        + "\ndef forward(network, batch): return network(batch[0])[..., None]\n"
+    )
+    before = sorted(tmp_path.iterdir())
+    for task, more, said in (
+        (odd, [], "lrr"),
+        (desk.task, ["--epochs", "1", "--from", lacking], "not finite"),
+        (desk.task, ["--epochs", "1", "--distill", lacking], "not finite"),
+        (desk.task, ["--from", strange], "does not fit the model"),
+        (scores, ["--distill", desk.release], "(samples, classes)"),
+        (desk.task, ["--community", tmp_path / "none.json"], "none.json"),
+        (desk.task, ["--checkpoint", tmp_path / "no" / "state"], "no/state"),
+    ):
+        code, _, err = earmark(
+            "protect", task, "-o", tmp_path / "r.safetensors", "--vault", tmp_path / "vault",
+            "--owner", "Test", *more,
+        )  # fmt: skip
+        assert code in (2, 5), err
+        assert said in err
+        assert sorted(tmp_path.iterdir()) == before
 
 
 def test_settings_that_were_given_are_not_advised_again(desk) -> None:
     task = load_task(desk.task)
-    said = []
-    bars = SimpleNamespace(note=said.append)
-    protect.fresh_key(task, scheme("mtlsign", triggers=512), bars)
-    assert said == []
-    protect.fresh_key(task, scheme("mtlsign", triggers=1024), bars)
-    assert "--set triggers=512" in said[0]
+    assert protect.fresh_key(task, scheme("mtlsign", triggers=512))[1] == ""
+    assert "--set triggers=512" in protect.fresh_key(task, scheme("mtlsign", triggers=1024))[1]
 
 
 def test_an_innocent_model_is_not(desk, innocent, earmark) -> None:

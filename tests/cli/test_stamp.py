@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from earmark.attacks.base import Budget
 from earmark.attacks.obfuscate import Permute
@@ -114,7 +115,26 @@ def test_weights_that_are_not_finite_are_named(earmark, weights, tmp_path):
     code, _, err = earmark("stamp", path, "-o", folder, "--owner", "A", "--vault", tmp_path / "v")
     assert code == 5
     assert "'last.weight' has numbers that are not finite" in err
-    assert not list(folder.glob("*"))
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+def test_quantized_weights_are_refused_before_there_is_a_key(earmark, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"conv.weight": torch.ones(64, 32, 3, 3, dtype=torch.int8)}, path)
+    more = ["--owner", "A", "--vault", tmp_path / "v"]
+    code, _, err = earmark("stamp", path, "-o", tmp_path / "out", *more)
+    assert code == 2
+    assert "is stored as I8" in err
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_folder_that_cannot_be_made_leaves_no_key_behind(earmark, weights, tmp_path):
+    path, _ = weights
+    more = ["--owner", "A", "--vault", tmp_path / "v"]
+    code, _, err = earmark("stamp", path, "-o", path / "out", *more)
+    assert code == 5
+    assert "model.safetensors/out" in err
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
 def test_reordered_neurons_are_brought_back_by_the_weights_before(earmark, tmp_path):

@@ -161,3 +161,18 @@ def require_free(*outputs: Path | None, force: bool) -> None:
                 f"Output '{output}' exists already.", hint="Pass --force to replace it."
             )
         files.require_writable(output)
+
+
+def require_folder(folder: Path) -> None:
+    """Refuse a folder that is in use or could not be made, before long work is done for it.
+
+    Raises:
+        UsageError: It is there already, and not empty.
+        OutputError: It could not be made or written to.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"Output '{folder}' is there already.", expected="A new or empty folder.")
+    place = folder
+    while not place.exists():
+        place = place.parent
+    files.require_writable(place / folder.name)

@@ -12,7 +12,7 @@ from earmark import files, policy, registry
 from earmark.cli import options
 from earmark.cli.output import EXIT, Bars, emit, line
 from earmark.codec import Json
-from earmark.errors import UsageError
+from earmark.errors import HostError, UsageError
 from earmark.keys.secret import START
 from earmark.records import Evidence, Outcome, Verdict
 from earmark.vault import Registration, Vault
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from earmark.keys.secret import Key
+    from earmark.protocol.community import Community
     from earmark.schemes.base import Scheme
     from earmark.task import Task
-    from earmark.training import Trained
+    from earmark.training import Recipe, Trained
 
 _WANTED = 128
 _SAMPLES = 1024  # for a scheme that needs inputs and names no number
@@ -113,29 +114,29 @@ def command(
             hint=f"Name it '{output.with_suffix('.safetensors')}'.",
         )
     options.require_free(output, force=force)
+    if checkpoint is not None:
+        _check_place(checkpoint, key_name)
     task = load_task(task_path)
     scheme = registry.scheme(scheme_name, **options.parse_settings(settings))
     bars = Bars(quiet=quiet or as_json)
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
-    if not key_name and checkpoint is not None and checkpoint.exists():
-        raise UsageError(
-            f"Checkpoint '{checkpoint}' is of a training with a key that exists already.",
-            hint="Name that key with --key, or remove the checkpoint to begin anew.",
-        )
-    new = None if key_name else fresh_key(task, scheme, bars)
+    community = community_of(community_path)
+    recipe = rehearsed(task, start, teacher, epochs)
+    new, advice = (None, "") if key_name else fresh_key(task, scheme)
+    first = None if new is None else before(task, scheme, new, start, drawn)
     vault = open_vault(vault_path, owner, passphrase_file, bars)
     word = options.passphrase(passphrase_file)
     if new is None:
         key, registration = committed(vault, key_name, scheme, word)
         first = before(task, scheme, key, start, drawn)
     else:
-        first = before(task, scheme, new, start, drawn)
         new = new if first is None else new.fixing(task.host(first).digest())
-        key, registration = commit(vault, new, word, output.name, community_path)
-    bars.note(f"key {registration.id}: committed, seed {drawn}")
+        key, registration = commit(vault, new, word, output.name, community)
+    for note in filter(None, (f"key {registration.id}: committed, seed {drawn}", advice)):
+        bars.note(note)
     kept = [] if first is None else keep_start(task, key, first, vault.start(registration))
     try:
-        trained = train_marked(task, scheme, key, start, teacher, epochs, drawn, checkpoint, bars)
+        trained = train_marked(task, scheme, key, start, teacher, recipe, drawn, checkpoint, bars)
     except KeyboardInterrupt:
         bars.note(_way_on(registration, drawn, checkpoint))
         raise
@@ -193,6 +194,16 @@ def strength(verdict: Verdict, better: str) -> list[str]:
     return []
 
 
+def _check_place(checkpoint: Path, key_name: str) -> None:
+    """Refuse a checkpoint that could not be written, or that is of another key's training."""
+    if not key_name and checkpoint.exists():
+        raise UsageError(
+            f"Checkpoint '{checkpoint}' is of a training with a key that exists already.",
+            hint="Name that key with --key, or remove the checkpoint to begin anew.",
+        )
+    files.require_writable(checkpoint)
+
+
 def _way_on(registration: Registration, seed: int, checkpoint: Path | None) -> str:
     """Say how to go on after an interruption."""
     kept = "What was not in a checkpoint is lost" if checkpoint is None else "Finished epochs stay"
@@ -202,31 +213,68 @@ def _way_on(registration: Registration, seed: int, checkpoint: Path | None) -> s
     )
 
 
+def rehearsed(task: Task, start: Path | None, teacher: Path | None, epochs: int | None) -> Recipe:
+    """Return a training's recipe, once the task was tried on a network that is thrown away.
+
+    Whatever of the user's own can fail fails here, before there is a key or a release.
+
+    Raises:
+        TaskError, UsageError: The task breaks its contract, or its recipe makes no sense.
+        HostError: Weights to begin with do not fit the model, or are not finite.
+    """
+    from earmark.schemes.embedding import fresh_model
+    from earmark.training import Recipe, distillation_loss, rehearse
+
+    changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}  # Any: Recipe
+    recipe = Recipe.of(task.recipe, **changes)
+    loss = None
+    if teacher is not None:
+        loss = distillation_loss(_finished(task, teacher).eval(), task, recipe.temperature)
+    model = _finished(task, start) if start else fresh_model(task, 0)
+    rehearse(task, model, recipe=recipe, loss=loss)
+    return recipe
+
+
+def _finished(task: Task, path: Path) -> nn.Module:
+    """Return the task's model with the weights of a file.
+
+    Raises:
+        HostError: They do not fit, or are not finite.
+    """
+    from earmark.hosts.suspects import load_suspect
+
+    model = load_suspect(task.model(), path)
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise HostError(
+                f"Tensor '{name}' of '{path}' has numbers that are not finite.",
+                hint="Nothing can be trained from there; mend the weights.",
+            )
+    return model
+
+
 def train_marked(
     task: Task,
     scheme: Scheme,
     key: Key,
     start: Path | None,
     teacher: Path | None,
-    epochs: int | None,
+    recipe: Recipe,
     seed: int,
     checkpoint: Path | None,
     bars: Bars,
 ) -> Trained:
     """Train with the mark: from scratch, from weights, or from a teacher."""
-    from earmark.hosts.suspects import load_suspect
     from earmark.schemes.embedding import embed
-    from earmark.training import Recipe
 
-    changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}  # Any: Recipe
     return embed(
         task,
         scheme,
         key,
         seed=seed,
-        model=load_suspect(task.model(), start) if start else None,
-        teacher=load_suspect(task.model(), teacher) if teacher else None,
-        recipe=Recipe.of(task.recipe, **changes),
+        model=_finished(task, start) if start else None,
+        teacher=_finished(task, teacher) if teacher else None,
+        recipe=recipe,
         checkpoint=checkpoint,
         events=bars,
         label="train with the mark",
@@ -239,11 +287,10 @@ def before(task: Task, scheme: Scheme, key: Key, start: Path | None, seed: int) 
 
     if not aligns(scheme):
         return None
-    from earmark.hosts.suspects import load_suspect
     from earmark.schemes.embedding import fresh_model
 
     if start:
-        return load_suspect(task.model(), start)
+        return _finished(task, start)
     made = fresh_model(task, seed)
     scheme.prepare(made, key)
     return made
@@ -310,8 +357,17 @@ def committed(vault: Vault, name: str, scheme: Scheme, passphrase: str) -> tuple
     return vault.key(registration.id, passphrase), registration
 
 
+def community_of(path: Path | None) -> Community | None:
+    """Read the community's file, if one is named."""
+    if path is None:
+        return None
+    from earmark.protocol.community import Community
+
+    return Community.load(path)
+
+
 def commit(
-    vault: Vault, key: Key, word: str, note: str, community: Path | None
+    vault: Vault, key: Key, word: str, note: str, community: Community | None
 ) -> tuple[Key, Registration]:
     """Register a key's commitment and return it bound to the beacon.
 
@@ -320,34 +376,38 @@ def commit(
         key: A new key.
         word: Seals it.
         note: The owner's own words.
-        community: A community's file, if its log is what the key is to be bound to.
+        community: The community, if its log is what the key is to be bound to.
     """
     if community is None:
         return vault.commit(key, word, note=note)
     from earmark.protocol.binding import bind
     from earmark.protocol.party import Party
 
-    party = Party.open(community, vault.identity(word))
+    party = Party(community, vault.identity(word))
     return vault.commit(key, word, note=note, shared=lambda value: bind(party, value))
 
 
-def fresh_key(task: Task, scheme: Scheme, bars: Bars) -> Key:
-    """Make a key for a task, its inputs taken from the task's own samples."""
+def fresh_key(task: Task, scheme: Scheme) -> tuple[Key, str]:
+    """Make a key for a task, its inputs taken from the task's own samples.
+
+    Returns:
+        The key, and advice where the samples are few.
+    """
     from earmark.hosts import batches
     from earmark.schemes.embedding import fresh_model
 
-    inputs = None
+    inputs, said = None, ""
     wanted = scheme.inputs_wanted() or (_SAMPLES if scheme.needs_inputs else 0)
     if wanted:
         inputs = task.samples(wanted, seed=secrets.randbelow(1 << 31))
         held = batches.size(inputs)
         advice = _fewer(scheme, held) if held < wanted else ""
         if advice:
-            bars.note(
+            said = (
                 f"The task has {held:,} training samples; {scheme.name} would choose the key's "
                 f"inputs among {wanted:,} with these settings. {advice}"
             )
-    return scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs)
+    return scheme.new_key(task.host(fresh_model(task, 0)), inputs=inputs), said
 
 
 def _fewer(scheme: Scheme, held: int) -> str:

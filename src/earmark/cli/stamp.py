@@ -9,9 +9,8 @@ import click
 from earmark import files, policy, registry
 from earmark.cli import options
 from earmark.cli.output import EXIT, Bars, emit, line
-from earmark.cli.protect import commit, open_vault, strength
+from earmark.cli.protect import commit, community_of, open_vault, strength
 from earmark.codec import Json
-from earmark.errors import UsageError
 
 
 @click.command(
@@ -48,18 +47,20 @@ def command(
     copy. Where `verify` would not show the mark, the exit code is that of `verify`.
     """
     from earmark.hosts.files import FilesHost
-    from earmark.schemes.deepwater import DeepWater, stamp_files
+    from earmark.schemes.deepwater import DeepWater, check_files, stamp_files
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"Output '{folder}' is there already.", expected="A new or empty folder.")
+    options.require_folder(folder)
     scheme = registry.scheme("deepwater", **options.parse_settings(settings))
     assert isinstance(scheme, DeepWater)
     source = FilesHost(weights)
-    new = scheme.new_key(source).fixing(source.digest())
+    new = scheme.new_key(source)
+    check_files(source, new)
+    new = new.fixing(source.digest())
+    community = community_of(community_path)
     bars = Bars(quiet=quiet or as_json)
     vault = open_vault(vault_path, owner, passphrase_file, bars)
     word = options.passphrase(passphrase_file)
-    key, registration = commit(vault, new, word, folder.name, community_path)
+    key, registration = commit(vault, new, word, folder.name, community)
     bars.note(f"key {registration.id}: committed")
     stamp_files(scheme, weights, folder, key, events=bars)
     written = sorted(folder.glob("*.safetensors"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -51,19 +51,8 @@ def rewrite(
         OutputError: The target cannot be written.
     """
     host = FilesHost(source)
+    require_plain(host, names)
     entries = host.entries()
-    plain = _plain_names(host)
-    for name in sorted(names):
-        if name not in entries:
-            raise CarrierError(
-                f"'{source}' has no tensor '{name}'.", hint=nearest(name, host.tensor_names())
-            )
-        if entries[name].dtype not in _FLOATS or name not in plain:
-            raise UsageError(
-                f"Tensor '{name}' is stored as {entries[name].dtype}, maybe quantized.",
-                expected="A plain float tensor.",
-                hint="Mark the weights before they are quantized.",
-            )
     folder = Path(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,10 +68,27 @@ def rewrite(
             shutil.copyfile(index, folder / index.name)
 
 
-def _plain_names(host: FilesHost) -> set[str]:
-    """Return the names of the tensors that are stored as they are."""
-    found = packed.layouts(host.entries(), host.raw)
-    return {name for name, layout in found.items() if isinstance(layout, packed.Plain)}
+def require_plain(host: FilesHost, names: Iterable[str]) -> None:
+    """Refuse tensors that cannot be changed where they are stored.
+
+    Raises:
+        CarrierError: A tensor is missing.
+        UsageError: A tensor is no plain float tensor.
+    """
+    entries, layouts = host.entries(), packed.layouts(host.entries(), host.raw)
+    for name in sorted(names):
+        if name not in layouts:
+            raise CarrierError(
+                f"'{host.path}' has no tensor '{name}'.", hint=nearest(name, host.tensor_names())
+            )
+        plain = isinstance(layouts[name], packed.Plain)
+        if not plain or entries[name].dtype not in _FLOATS:
+            stored = f"stored as {entries[name].dtype}" if name in entries else "packed"
+            raise UsageError(
+                f"Tensor '{name}' of '{host.path}' is {stored}, maybe quantized.",
+                expected="A plain float tensor.",
+                hint="Mark the weights before they are quantized.",
+            )
 
 
 def _copy(

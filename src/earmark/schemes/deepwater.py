@@ -39,7 +39,7 @@ from earmark.errors import (
 )
 from earmark.events import SILENT, Events
 from earmark.hosts.access import Forward, Host, Tree, plain_forward
-from earmark.hosts.files import AT_ONCE
+from earmark.hosts.files import AT_ONCE, FilesHost
 from earmark.keys.codes import Code, Decoded
 from earmark.keys.secret import Disclosure, Key, tried
 from earmark.records import Access, Evidence, Layout
@@ -419,6 +419,23 @@ class DeepWater(Scheme):
         return Code.best(4 * len(stated), key.layout.message_bits).decode_soft(values)
 
 
+def check_files(source: FilesHost, key: Key) -> None:
+    """Refuse a checkpoint on disk that cannot bear a key's mark, before anything is written.
+
+    Raises:
+        FileError: A file was truncated meanwhile.
+        CarrierError: The source lacks the key's carrier.
+        HostError: A carrier tensor has numbers that are not finite.
+        UsageError: A carrier tensor is quantized.
+    """
+    from earmark.hosts.rewrite import require_plain
+
+    require_plain(source, key.layout.carrier)
+    for name in key.layout.carrier:
+        for piece in source.chunks(name):
+            _require_finite(name, piece)
+
+
 def stamp_files(
     scheme: DeepWater,
     source: str | Path,
@@ -453,15 +470,19 @@ def stamp_files(
         found = cells_of.reveal(wanted[name], key.shards, key.layout.shards)
         if found is None or values.shape != found.layer.shape:
             raise _lacking(name, values.shape, wanted[name])
-        if not np.isfinite(values).all():
-            raise HostError(
-                f"Tensor '{name}' has numbers that are not finite; no mark fits there.",
-                hint="Mend the weights, or name other tensors with the setting carrier.",
-            )
+        _require_finite(name, values)
         bits = found.pads * message[found.numbers + found.layer.first]
         return scheme.stamp_tensor(values, found, bits)
 
     rewrite(source, target, names=frozenset(wanted), change=change, events=events)
+
+
+def _require_finite(name: str, values: NDArray[np.float32]) -> None:
+    if not np.isfinite(values).all():
+        raise HostError(
+            f"Tensor '{name}' has numbers that are not finite; no mark fits there.",
+            hint="Mend the weights, or name other tensors with the setting carrier.",
+        )
 
 
 def bits_of(reading: Reading, message: NDArray[np.int8]) -> NDArray[np.int8]:
