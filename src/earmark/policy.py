@@ -83,11 +83,26 @@ def log2_p(evidence: Evidence) -> float:
         >>> log2_p(Evidence.of("demo", hits=64, trials=64))
         -64.0
     """
-    hard = stats.log2_binomial_tail(evidence.hits, evidence.trials, evidence.chance)
+    hard = -by_count(evidence)
     if evidence.score is None:
         return hard
     soft = stats.log2_rademacher_tail(evidence.score, evidence.weights)
     return min(0.0, min(hard, soft) + 1.0)
+
+
+def by_count(evidence: Evidence, hits: int | None = None) -> float:
+    """Return the bits that the answers give when each counts alike, before charges.
+
+    Args:
+        evidence: What was counted.
+        hits: Right answers, in place of those that were seen: all of them for what can be reached.
+
+    Example:
+        >>> by_count(Evidence.of("demo", hits=8, trials=9), 9)
+        9.0
+    """
+    right = evidence.hits if hits is None else hits
+    return -stats.log2_binomial_tail(right, evidence.trials, evidence.chance)
 
 
 @dataclass(frozen=True, slots=True)

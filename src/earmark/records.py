@@ -339,6 +339,16 @@ class Evidence(Record):
         _need_digest(self.commitment, "Evidence.commitment")
         _need_digest(self.nonce, "Evidence.nonce")
 
+    @property
+    def signs(self) -> int:
+        """Independent signs that a soft reading weighed; several may stand behind one answer.
+
+        Example:
+            >>> Evidence.of("demo", hits=1, trials=1, weights=(3, 2, 0), score=5).signs
+            2
+        """
+        return sum(weight > 0 for weight in self.weights)
+
     @classmethod
     def of(
         cls,

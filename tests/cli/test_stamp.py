@@ -47,13 +47,15 @@ def test_stamped_weights_are_shown_and_read_back(earmark, earmark_json, weights,
     whole = registration.commitment.commitment  # the ledger shows more of it than a key's id
     code, out, _ = earmark("verify", release, *vault, "--key", whole[:16])
     assert "every bit right in 2 of 2 tensors" in out
+    assert "keyed signs behind the answers, weighed; the answers alone: " in out
+    assert "too small" not in out
     assert "c0ffee  (0 of " in out
     code, found = earmark_json("verify", path, *vault)
     assert code in (1, 3)
     assert found["payload"] is None
 
 
-def test_a_stamp_that_would_not_be_shown_is_not_called_done(earmark, earmark_json, tmp_path):
+def test_a_stamp_that_would_not_be_shown_is_not_called_done(earmark, tmp_path):
     draw = np.random.default_rng(1)
     path, folder = tmp_path / "small.safetensors", tmp_path / "release"
     write_tensors(path, {"conv.weight": draw.normal(size=(16, 16, 3, 3)).astype(np.float32)})
@@ -61,7 +63,13 @@ def test_a_stamp_that_would_not_be_shown_is_not_called_done(earmark, earmark_jso
     code, out, err = earmark("stamp", path, "-o", folder, "--owner", "Acme", *vault, *few)
     assert code == 3, err
     assert "DO NOT RELEASE" in out
-    assert earmark_json("verify", folder / path.name, *vault)[0] == 3
+    assert "--set weights_per_bit=500" in out
+    assert "1 answer, were all of them right, would give 1.0 bits by count, of 64" in out
+    code, out, _ = earmark("verify", folder / path.name, *vault)
+    assert code == 3
+    assert "1 answer, were all of them right, would give 1.0 bits by count, of 64" in out
+    assert "mark the next release with more:  --set weights_per_bit" in out
+    assert "by count alone, a model that gives 90% of the key's answers is shown" in out
 
 
 def test_only_the_carrier_changes(earmark, weights, tmp_path):

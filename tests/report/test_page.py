@@ -224,6 +224,22 @@ def test_a_soft_reading_is_explained(case, samples):
     assert "Read <twice>." in found.text
 
 
+def test_the_signs_behind_few_answers_are_counted_in_words(case, samples):
+    few = samples.subject(
+        "few", 28, 28, kind="suspect", utility=None, weights=(1,) * 900, score=800
+    )
+    found = read(render(replace(case.report(), subjects=(few,)))).text
+    assert "The 900 keyed signs behind these answers were weighed by their sizes" in found
+    assert "the answers give 28.0 bits" in found
+    assert "weighted reading of 900 keyed signs" in found
+    assert "by the count of its answers alone" in found
+    assert "too small" not in found
+    small = samples.subject("small", 2, 2, kind="suspect", utility=None)
+    found = read(render(replace(case.report(), subjects=(small,)))).text
+    assert "The mark is too small" in found
+    assert "2.0 bits by count, of 64 asked for." in found
+
+
 def test_other_chances_and_policies(case, samples):
     policy = Policy(bits=33.0, power_rate=Fraction(1))
     evidence = samples.evidence(31, 64, chance=Fraction(1, 10), queries=64)

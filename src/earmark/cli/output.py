@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from earmark import stats
+from earmark import policy, stats
 from earmark.codec import Json
 from earmark.records import Evidence, Outcome, Verdict
 from earmark.wording import counted
@@ -20,6 +20,14 @@ EXIT: dict[Outcome, int] = {Outcome.SHOWN: 0, Outcome.NOT_SHOWN: 1, Outcome.INCO
 """Exit code of a verdict command."""
 
 _SCHEMA = "earmark/cli/1"
+_MORE = {
+    "adi": "--set count=... above what it was",
+    "deepsigns": "--set bits=... above what it was",
+    "deepsigns-blackbox": "--set count=... above what it was",
+    "deepwater": "--set weights_per_bit=... below what it was, or carrier=... for more tensors",
+    "mtlsign": "--set triggers=... above what it was",
+    "uchida": "--set bits=... above what it was",
+}
 
 
 class Bars:
@@ -112,11 +120,7 @@ def verdict_lines(verdict: Verdict, evidence: Evidence, *, inexact: str = "") ->
             f"{counted(tried.keys, 'key')}, {counted(tried.suspects, 'suspect')}, "
             f"{counted(tried.forms, 'form')} (charged)",
         ),
-        line(
-            "power",
-            f"a model that gives {verdict.power_rate:.0%} of the key's answers is shown "
-            f"with probability {_probability(verdict.power)}",
-        ),
+        line("power", _power(verdict, evidence)),
     ]
     lines += [line("note", note) for note in evidence.notes]
     return lines
@@ -126,17 +130,49 @@ def _null_lines(verdict: Verdict, evidence: Evidence, inexact: str) -> list[str]
     """Say what the chance rests on: the plain count, or a reading that weighs the answers."""
     if inexact:
         return [line("null", f"none that is exact: {inexact}")]
-    plain = stats.log2_binomial_tail(evidence.hits, evidence.trials, evidence.chance)
-    if evidence.score is not None and verdict.bits_gross > -plain:
+    if said := weighed(verdict, evidence):
         return [
-            line("reading", f"answers weighed by their margins; counted alike: {-plain:.1f} bits"),
+            line("reading", said),
             line("null", "a proven bound: the message is random in the key, whatever the suspect"),
         ]
     return [line("null", "exact: the message is random in the key, whatever the suspect is")]
 
 
-def _probability(value: float) -> str:
-    return "> 0.999" if value > 0.999 else f"{value:.3f}"
+def weighed(verdict: Verdict, evidence: Evidence) -> str:
+    """Say what was weighed for the evidence, or nothing where the answers were just counted."""
+    plain = policy.by_count(evidence)
+    if evidence.score is None or verdict.bits_gross <= plain:
+        return ""
+    what = "answers weighed by their margins; counted alike"
+    if evidence.signs > evidence.trials:
+        what = f"the {evidence.signs:,} keyed signs behind the answers, weighed; the answers alone"
+    return f"{what}: {plain:.1f} bits"
+
+
+def too_small(verdict: Verdict, evidence: Evidence) -> str:
+    """Say that a mark has too few answers for what is asked for, or nothing."""
+    most = policy.by_count(evidence, evidence.trials)
+    if most >= verdict.threshold:
+        return ""
+    text = (
+        f"{counted(evidence.trials, 'answer')}, were all of them right, would give {most:.1f} bits "
+        f"by count, of {verdict.threshold:g} asked for"
+    )
+    return text if evidence.score is None else f"{text}; only the weighed reading could give more"
+
+
+def more_answers(scheme: str) -> str:
+    """Say where a key with more answers comes from."""
+    return _MORE.get(scheme, "a larger network or another scheme")
+
+
+def _power(verdict: Verdict, evidence: Evidence) -> str:
+    low, high = verdict.power < 0.001, verdict.power > 0.999
+    said = "< 0.001" if low else "> 0.999" if high else f"{verdict.power:.3f}"
+    return (
+        f"{'' if evidence.score is None else 'by count alone, '}a model that gives "
+        f"{verdict.power_rate:.0%} of the key's answers is shown with probability {said}"
+    )
 
 
 def table(rows: Sequence[Sequence[Any]], *, head: Sequence[str]) -> list[str]:  # Any: cells

@@ -10,7 +10,7 @@ import click
 
 from earmark import files, policy, registry
 from earmark.cli import options
-from earmark.cli.output import EXIT, Bars, emit, line
+from earmark.cli.output import EXIT, Bars, emit, line, too_small, weighed
 from earmark.codec import Json
 from earmark.errors import HostError, UsageError
 from earmark.keys.secret import START
@@ -171,23 +171,29 @@ def _lines(
         line("scheme", f"{key.layout.scheme}  ({', '.join(key.layout.carrier)})"),
         line("key", f"{registration.id}  (sealed in your vault; back it up now)"),
         line("utility", f"{utility:.2f}"),
-        line(
-            "self-check", f"{evidence.hits} of {evidence.trials} answers: {verdict.bits:.1f} bits"
-        ),
+        *self_check(evidence, verdict),
         line(
             "ledger",
             f"#{registration.receipt.index} commitment, before training;  "
             f"#{registration.release_receipts[-1].index} release",
         ),
     ]
-    return lines + strength(verdict, _BETTER.get(key.layout.scheme, _BETTER[""]))
+    return lines + strength(evidence, verdict, _BETTER.get(key.layout.scheme, _BETTER[""]))
 
 
-def strength(verdict: Verdict, better: str) -> list[str]:
+def self_check(evidence: Evidence, verdict: Verdict) -> list[str]:
+    """Say what was read back from a release."""
+    read = f"{evidence.hits:,} of {evidence.trials:,} answers: {verdict.bits:.1f} bits"
+    said = weighed(verdict, evidence)
+    return [line("self-check", read), *([line("reading", said)] if said else [])]
+
+
+def strength(evidence: Evidence, verdict: Verdict, better: str) -> list[str]:
     """Return a warning where a mark is too weak to release, with what would be better."""
     if verdict.outcome is not Outcome.SHOWN:
         text = f"verify would not show this mark: it asks for {verdict.threshold:g} bits. {better}"
-        return [line("DO NOT RELEASE", text)]
+        small = too_small(verdict, evidence)
+        return [line("DO NOT RELEASE", text), *([line("too small", small)] if small else [])]
     if verdict.bits < _WANTED:
         text = f"so few bits leave little to survive a theft; {_WANTED} are wanted. {better}"
         return [line("warning", text)]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from earmark import files, policy, registry
 from earmark.cli import options
 from earmark.cli.output import EXIT, Bars, emit, line
-from earmark.cli.protect import commit, community_of, open_vault, strength
+from earmark.cli.protect import commit, community_of, open_vault, self_check, strength
 from earmark.codec import Json
+from earmark.wording import counted
+
+if TYPE_CHECKING:
+    from earmark.schemes.deepwater import DeepWater
 
 
 @click.command(
@@ -70,15 +75,15 @@ def command(
     verdict = policy.judge(evidence)
     suspect = written[0] if len(written) == 1 else folder
     lines = [
-        line("scheme", f"{key.layout.scheme}  ({len(key.layout.carrier)} tensors)"),
+        line("scheme", f"{key.layout.scheme}  ({counted(len(key.layout.carrier), 'tensor')})"),
         line("key", f"{registration.id}  (sealed in your vault; back it up now)"),
-        line("self-check", f"{evidence.hits} of {evidence.trials} bits: {verdict.bits:.1f} bits"),
+        *self_check(evidence, verdict),
         line(
             "ledger",
             f"#{registration.receipt.index} commitment;  "
             f"#{registration.release_receipts[-1].index} release",
         ),
-        *strength(verdict, "Stamp more strongly: --set margin=8, or smaller weights_per_bit."),
+        *strength(evidence, verdict, _better(scheme)),
         line("keep", f"{weights}: verify wants it as --reference where neurons were reordered"),
         f"{folder} written.   Next: earmark verify {suspect}{options.elsewhere(vault_path)}",
     ]
@@ -92,3 +97,12 @@ def command(
     }
     outcome = verdict.outcome
     return emit("stamp", lines, payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome])
+
+
+def _better(scheme: DeepWater) -> str:
+    """Say how finished weights bear more: a stronger mark, more answers, or more weights."""
+    fewer = max(16, scheme.weights_per_bit // 4)
+    ways = ["--set margin=8"] if scheme.margin < 8 else []
+    ways += [f"--set weights_per_bit={fewer}"] if fewer < scheme.weights_per_bit else []
+    ways += ["--set carrier=... for further tensors"]
+    return f"Stamp anew, into another folder, with  {', or '.join(ways)}."

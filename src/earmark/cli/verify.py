@@ -10,13 +10,13 @@ import click
 
 from earmark import policy, registry
 from earmark.cli import options
-from earmark.cli.output import EXIT, Bars, emit, line, verdict_lines
+from earmark.cli.output import EXIT, Bars, emit, line, more_answers, too_small, verdict_lines
 from earmark.cli.report import write_claim
 from earmark.cli.service import Service, is_address, nonce_of, refuse, service_options
 from earmark.codec import Json
 from earmark.errors import UsageError
 from earmark.keys.secret import START
-from earmark.records import Access, Evidence, Outcome
+from earmark.records import Access, Evidence, Outcome, Verdict
 from earmark.report.archive import require_room
 from earmark.vault import Registration, Vault
 
@@ -126,7 +126,7 @@ def command(
     verdict = policy.judge(evidence, asked)
     lines = verdict_lines(verdict, evidence, inexact=inexact(key.layout.scheme, fixed=fixed))
     claim = line("claim", f"key {registration.id}, ledger #{registration.receipt.index}")
-    lines += [*(service.lines() if service else more), claim]
+    lines += [*(service.lines() if service else [*more, *_advice(verdict, evidence)]), claim]
     if not quiet:
         lines.append(line("says not", verdict.limits[0 if verdict.outcome is Outcome.SHOWN else 2]))
     payload: dict[str, Json] = {
@@ -151,6 +151,15 @@ def command(
         outcome=verdict.outcome.value,
         code=EXIT[verdict.outcome],
     )
+
+
+def _advice(verdict: Verdict, evidence: Evidence) -> list[str]:
+    """Say what to do where a mark is too small for a verdict."""
+    small = too_small(verdict, evidence)
+    if verdict.outcome is not Outcome.INCONCLUSIVE or not small:
+        return []
+    next_time = f"mark the next release with more:  {more_answers(evidence.scheme)}"
+    return [line("too small", small), line("try", next_time)]
 
 
 def charged(

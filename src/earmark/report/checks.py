@@ -328,8 +328,7 @@ def _count(evidence: Evidence, content: DossierContent, file: str) -> None:
     except EarmarkError as error:
         raise _fail(record_path("opening"), error.what) from error
     _require(evidence.trials <= most.trials, file, "it counts more trials than its shards have")
-    weighed = sum(weight > 0 for weight in evidence.weights)
-    _require(weighed <= most.signs, file, "it weighs more signs than its shards have")
+    _require(evidence.signs <= most.signs, file, "it weighs more signs than its shards have")
     fair = evidence.chance == most.chance or most.chance is None
     _require(fair, file, "its chance is not that of the committed layout")
     some = len(evidence.shards) < layout.shards

@@ -12,8 +12,8 @@ from pathlib import Path
 from earmark import files
 from earmark.errors import LedgerError
 from earmark.ledger.checkpoint import SignedCheckpoint
-from earmark.policy import exact
-from earmark.records import Access, Outcome
+from earmark.policy import by_count, exact
+from earmark.records import Access, Evidence, Outcome, Verdict
 from earmark.report import parts
 from earmark.report.battery import attack_table, removal_sentences
 from earmark.report.content import ReportContent, Subject
@@ -115,15 +115,17 @@ def _verdict(content: ReportContent) -> Markup:
         more = join(
             f"{evidence.hits:,} of {evidence.trials:,} answers match the key that was committed",
             " beforehand" if content.commitment is not None else "",
-            f". The policy asks for {number(verdict.threshold)} bits of evidence; there are "
-            f"{bits(verdict.bits)}, which reaches the level “{verdict.level}”.",
+            f".{_behind(verdict, evidence)} The policy asks for {number(verdict.threshold)} bits "
+            f"of evidence; there are {bits(verdict.bits)}, which reaches the level "
+            f"“{verdict.level}”.",
         )
     elif verdict.outcome is Outcome.NOT_SHOWN:
         sentence = join("The mark of ", owner, " is not shown in ", suspect, ".")
         more = join(
             f"{evidence.hits:,} of {evidence.trials:,} answers match, which is worth "
             f"{bits(verdict.bits)} bits of the {number(verdict.threshold)} asked for. The test "
-            f"could have shown it: {kept[0].lower()}{kept[1:]}{probability(verdict.power)}."
+            f"could have shown it: {kept[0].lower()}{kept[1:]}{probability(verdict.power)}"
+            f"{_by_count(evidence)}."
         )
     else:
         sentence = join(
@@ -131,11 +133,42 @@ def _verdict(content: ReportContent) -> Markup:
         )
         more = join(
             f"{evidence.trials:,} answers were counted, too few to decide. {kept}"
-            f"{probability(verdict.power)} only."
+            f"{probability(verdict.power)} only{_by_count(evidence)}.{_behind(verdict, evidence)}"
+            f"{_small(verdict, evidence)}"
         )
     sign = f"{parts.MARKS[verdict.outcome.value]} {verdict.outcome.value}"
     kind = "stamp shown" if verdict.outcome is Outcome.SHOWN else "stamp"
     return join(tag("p", sign, class_=kind), tag("h1", sentence), tag("p", more, class_="lead"))
+
+
+def _behind(verdict: Verdict, evidence: Evidence) -> str:
+    """Say what was weighed, where that and not the count of the answers is the evidence."""
+    plain = by_count(evidence)
+    if evidence.score is None or verdict.bits_gross <= plain:
+        return ""
+    if evidence.signs > evidence.trials:
+        what = f"The {evidence.signs:,} keyed signs behind these answers"
+    else:
+        what = "The answers"
+    return (
+        f" {what} were weighed by their sizes; counted alike, the answers give {bits(plain)} bits."
+    )
+
+
+def _small(verdict: Verdict, evidence: Evidence) -> str:
+    """Say that a mark has too few answers for what is asked for, or nothing."""
+    most = by_count(evidence, evidence.trials)
+    if most >= verdict.threshold:
+        return ""
+    return (
+        f" The mark is too small: were all of its answers right, they would give {bits(most)} bits "
+        f"by count, of {number(verdict.threshold)} asked for"
+        f"{'.' if evidence.score is None else '; only a weighted reading could give more.'}"
+    )
+
+
+def _by_count(evidence: Evidence) -> str:
+    return "" if evidence.score is None else ", by the count of its answers alone"
 
 
 def _the_number(content: ReportContent) -> Markup:
@@ -169,7 +202,7 @@ def _the_number(content: ReportContent) -> Markup:
             f"power {probability(verdict.power)}",
             "the probability that this test shows a model that gives "
             + (f"{percent(verdict.power_rate)} of" if verdict.power_rate < 1 else "all")
-            + " the key's answers.",
+            + f" the key's answers{_by_count(evidence)}.",
         ),
     ]
     return parts.section(
@@ -241,8 +274,10 @@ def _null(content: ReportContent) -> Markup:
         inner.append(
             tag(
                 "p",
-                "Beside the count, a weighted reading was taken; its chance is a proven upper "
-                "bound. The better of the two counts, and the choice between them is charged.",
+                f"Beside the count, a weighted reading of {counted(evidence.signs, 'keyed sign')} "
+                "was taken: the larger what stands behind a sign, the more it counts. Its chance "
+                "is a proven upper bound. The better of the two counts, and the choice between "
+                "them is charged.",
             )
         )
     if evidence.trials:
