@@ -70,6 +70,17 @@ class Registration(Record):
         """Short name of the key: the first twelve digits of its commitment."""
         return self.commitment.commitment[:12]
 
+    @property
+    def made(self) -> str:
+        """The day on which the owner says that the key was made."""
+        return self.commitment.created[:10]
+
+    @property
+    def title(self) -> str:
+        """What tells the key from others: its id, scheme, the owner's words and the day."""
+        about = (self.opening.layout.scheme, self.note, self.made)
+        return f"{self.id} ({', '.join(part for part in about if part)})"
+
 
 class Vault:
     """An owner's vault; see the module's text for what lies where.
@@ -312,14 +323,12 @@ class Vault:
             and (name or item.opening.layout.scheme != "tracing")
         ]
         if len(found) != 1:
-            known = ", ".join(
-                f"{item.id} ({item.opening.layout.scheme})" for item in self.registrations()
-            )
+            known = ", ".join(item.title for item in self.registrations())
             asked = f"begin with '{name}'" if name else "are in this vault"
             raise UsageError(
                 f"{len(found)} keys {asked}; exactly one was expected.",
                 expected=f"Keys here: {known or 'none'}.",
-                hint="Name one with --key.",
+                hint="Name one with --key; more about them:  earmark keys",
             )
         return found[0]
 

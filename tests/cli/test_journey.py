@@ -14,6 +14,7 @@ from earmark.attacks.base import Budget
 from earmark.attacks.obfuscate import Permute
 from earmark.bench import zoo
 from earmark.cli import protect
+from earmark.files import file_digest
 from earmark.hosts.files import save_release
 from earmark.hosts.suspects import load_suspect
 from earmark.keys.secret import Key
@@ -332,6 +333,43 @@ def test_errors_name_the_matter(desk, earmark, tmp_path, monkeypatch) -> None:
     code, _, err = earmark(*_verify(desk, desk.release))
     assert code == 4
     assert "wrong passphrase" in err
+
+
+def test_it_is_said_whether_the_key_or_the_suspect_does_not_fit(
+    desk, innocent, earmark, earmark_json, tmp_path
+) -> None:
+    vault, weights, task = tmp_path / "vault", tmp_path / "mlp.safetensors", tmp_path / "mlp.py"
+    shutil.copytree(desk.vault, vault)
+    save_release(zoo.Mlp((1, 8, 8), 10), weights)
+    task.write_text(Path(desk.task).read_text().replace("small-cnn", "mlp"))
+    folder, common = tmp_path / "out", ["--vault", vault]
+    code, printed, err = earmark("stamp", weights, "-o", folder, *common, "--set", "margin=8")
+    assert code == 0, err
+    code, document = earmark_json("keys", *common)
+    one, two = document["keys"]
+    assert f"verify {folder / weights.name} --key {two['key']}" in printed
+    assert (one["scheme"], one["for"]) == ("mtlsign", "release.safetensors")
+    assert (two["scheme"], two["for"]) == ("deepwater", "out")
+    assert two["released"] == {weights.name: file_digest(folder / weights.name)}
+    code, printed, _ = earmark("keys", *common)
+    assert all(item["key"] in printed for item in (one, two))
+    assert one["released"]["release.safetensors"][:12] in printed
+    code, _, err = earmark("verify", innocent, "--task", desk.task, *common)
+    assert code == 2
+    assert f"{two['key']} (deepwater, out, " in err
+    verify = ["verify", *common, "--key"]
+    code, _, err = earmark(*verify, one["key"], weights, "--task", task)
+    assert code == 2
+    assert f"Key {one['key']} (mtlsign, release.safetensors, " in err
+    assert f"another network than the model() of '{task}': it reads fc" in err
+    code, _, err = earmark(*verify, one["key"], weights, "--task", desk.task)
+    assert code == 5
+    assert f"Suspect '{weights}' does not fit key {one['key']}" in err
+    assert f"which fits the model() of '{desk.task}'" in err
+    code, _, err = earmark(*verify, two["key"], innocent)
+    assert code == 2
+    assert f"Suspect '{innocent}' does not fit key {two['key']}" in err
+    assert "earmark keys" in err
 
 
 def test_a_key_of_another_layout_is_refused(desk, earmark, tmp_path) -> None:

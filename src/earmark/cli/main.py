@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "protect": ("protect", "Train your model with a mark and register it before release."),
     "stamp": ("stamp", "Put a mark into finished weights, without data, code or training."),
     "register": ("register", "Record further files of a protected model in the ledger."),
+    "keys": ("keys", "List your keys, and which model each belongs to."),
     "verify": ("verify", "Say whether a suspect carries your mark, and with what certainty."),
     "attack": ("attack", "Attack a marked model and measure what is left of the mark."),
     "bench": ("bench", "Compare schemes, networks and attacks from a plan."),

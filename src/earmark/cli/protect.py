@@ -148,7 +148,7 @@ def command(
     verdict = policy.judge(evidence)
     utility = task.evaluate(trained.model)
     lines = _lines(key, registration, evidence, verdict, utility)
-    then = f"Next: earmark verify {output} --task {task_path}{options.elsewhere(vault_path)}"
+    then = f"Next: earmark verify {output} --task {task_path}{which(vault, registration)}"
     lines += [*kept, line("seed", str(drawn)), f"{output} written.   {then}"]
     payload: dict[str, Json] = {
         "key": registration.id,
@@ -345,6 +345,12 @@ def open_vault(path: Path, owner: str, passphrase_file: Path | None, bars: Bars)
     vault = Vault.create(path, name=owner, passphrase=word)
     bars.note(f"vault {path}: made for '{owner}'")
     return vault
+
+
+def which(vault: Vault, registration: Registration) -> str:
+    """Return the options that name a key and its vault, as far as an advised command needs them."""
+    named = "" if vault.keys_tried() == 1 else f" --key {registration.id}"
+    return named + options.elsewhere(vault.path)
 
 
 def committed(vault: Vault, name: str, scheme: Scheme, passphrase: str) -> tuple[Key, Registration]:

@@ -10,7 +10,7 @@ import click
 from earmark import files, policy, registry
 from earmark.cli import options
 from earmark.cli.output import EXIT, Bars, emit, line
-from earmark.cli.protect import commit, community_of, open_vault, self_check, strength
+from earmark.cli.protect import commit, community_of, open_vault, self_check, strength, which
 from earmark.codec import Json
 from earmark.wording import counted
 
@@ -85,7 +85,7 @@ def command(
         ),
         *strength(evidence, verdict, _better(scheme)),
         line("keep", f"{weights}: verify wants it as --reference where neurons were reordered"),
-        f"{folder} written.   Next: earmark verify {suspect}{options.elsewhere(vault_path)}",
+        f"{folder} written.   Next: earmark verify {suspect}{which(vault, registration)}",
     ]
     named: Json = dict(digests)
     payload: dict[str, Json] = {

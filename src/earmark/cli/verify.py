@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from earmark.cli.output import EXIT, Bars, emit, line, more_answers, too_small, 
 from earmark.cli.report import write_claim
 from earmark.cli.service import Service, is_address, nonce_of, refuse, service_options
 from earmark.codec import Json
-from earmark.errors import UsageError
+from earmark.errors import CarrierError, HostError, KeyLayoutError, UsageError
 from earmark.keys.secret import START
 from earmark.records import Access, Evidence, Outcome, Verdict
 from earmark.report.archive import require_room
@@ -114,12 +116,13 @@ def command(
     else:
         refuse(suspect, adapter, budget, transcript)
         scheme = registry.scheme(key.layout.scheme)
-        host = open_suspect(suspect, scheme, task_path)
-        nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
-        if reference is None:
-            found = scheme.measure(host, key, nonce=nonce)
-        else:
-            found, host = realigned(scheme, host, key, reference, task_path, charging)
+        with fitting(key, registration, suspect, task_path):
+            host = open_suspect(suspect, scheme, task_path)
+            nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
+            if reference is None:
+                found = scheme.measure(host, key, nonce=nonce)
+            else:
+                found, host = realigned(scheme, host, key, reference, task_path, charging)
         found = dataclasses.replace(found, nonce=found.nonce or nonce)
         more, read = read_back(scheme, host, key, found)
     evidence = charged(found, registration, suspects, keys=vault.keys_tried())
@@ -160,6 +163,49 @@ def _advice(verdict: Verdict, evidence: Evidence) -> list[str]:
         return []
     next_time = f"mark the next release with more:  {more_answers(evidence.scheme)}"
     return [line("too small", small), line("try", next_time)]
+
+
+@contextmanager
+def fitting(
+    key: Key, registration: Registration, suspect: str, task_path: Path | None
+) -> Iterator[None]:
+    """Say which does not fit where key, task and suspect are not of one network.
+
+    Raises:
+        KeyLayoutError: The key does not even fit the task's own fresh model.
+        CarrierError, HostError: The suspect does not fit the key.
+    """
+    try:
+        yield
+    except (CarrierError, HostError) as error:
+        see = "see which is which with:  earmark keys"
+        if task_path is not None and not _fits(key, task_path):
+            carrier = key.layout.carrier
+            reads = ", ".join(carrier[:3]) + (", ..." if carrier[3:] else "")
+            raise KeyLayoutError(
+                f"Key {registration.title} was made for another network than the model() of "
+                f"'{task_path}': it reads {reads} there, which that lacks or has otherwise.",
+                hint=f"Pass the --task of the key's network, or the --key of this one; {see}",
+            ) from error
+        task = "" if task_path is None else f", which fits the model() of '{task_path}'"
+        raise type(error)(
+            f"Suspect '{suspect}' does not fit key {registration.title}{task}. {error.what}",
+            expected=error.expected,
+            hint=f"{error.hint} If it is of another network of yours, pass the --key of that; "
+            f"{see}",
+        ) from error
+
+
+def _fits(key: Key, task_path: Path) -> bool:
+    from earmark.schemes.embedding import fresh_model
+    from earmark.task import load_task
+
+    task = load_task(task_path)
+    try:
+        registry.scheme(key.layout.scheme).measure(task.host(fresh_model(task, 0)), key)
+    except (CarrierError, HostError):
+        return False
+    return True
 
 
 def charged(
