@@ -45,6 +45,22 @@ def test_the_release_is_shown(desk, earmark, earmark_json) -> None:
     assert "1 in" in out
 
 
+@pytest.mark.parametrize(
+    "more", [["--set", "triggers=512"], ["--scheme", "deepwater"], ["--scheme", "deepsigns"]]
+)
+def test_the_self_check_reads_as_verify_does(more, desk, earmark_json, tmp_path) -> None:
+    vault, out = tmp_path / "vault", tmp_path / "r.safetensors"
+    shutil.copytree(desk.vault, vault)  # a second key, which is charged
+    code, said = earmark_json(
+        "protect", desk.task, "-o", out, "--vault", vault, "--epochs", "2", "--seed", "2", *more
+    )
+    found = earmark_json("verify", out, "--task", desk.task, "--vault", vault, "--key", said["key"])
+    assert code == found[0]
+    assert said["evidence"]["nonce"] == found[1]["evidence"]["nonce"]
+    assert said["verdict"]["bits"] == found[1]["verdict"]["bits"]
+    assert said["evidence"]["tried"] == found[1]["evidence"]["tried"]
+
+
 def test_an_interrupted_training_goes_on_with_its_key(desk, earmark, tmp_path, monkeypatch) -> None:
     from earmark import training
 

@@ -11,6 +11,7 @@ import click
 from earmark import files, policy, registry
 from earmark.cli import options
 from earmark.cli.output import EXIT, Bars, emit, line, too_small, weighed
+from earmark.cli.verify import read_release
 from earmark.codec import Json
 from earmark.errors import HostError, UsageError
 from earmark.keys.secret import START
@@ -144,7 +145,7 @@ def command(
     registration = vault.release(registration, {output.name: files.file_digest(output)})
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    evidence = scheme.measure(task.host(trained.model), key)
+    evidence = _read(task, trained.model, key, first, vault, registration)
     verdict = policy.judge(evidence)
     utility = task.evaluate(trained.model)
     lines = _lines(key, registration, evidence, verdict, utility)
@@ -179,6 +180,30 @@ def _lines(
         ),
     ]
     return lines + strength(evidence, verdict, _BETTER.get(key.layout.scheme, _BETTER[""]))
+
+
+def _read(
+    task: Task,
+    model: nn.Module,
+    key: Key,
+    first: nn.Module | None,
+    vault: Vault,
+    registration: Registration,
+) -> Evidence:
+    """Read a release as `verify` will, aligned to its start where that was kept."""
+    host = task.host(model)
+    if first is None:
+        return read_release(host, key, vault, registration)
+    from earmark.bench.reading import aligned
+
+    scheme = registry.scheme(key.layout.scheme)
+    return read_release(
+        host,
+        key,
+        vault,
+        registration,
+        lambda: aligned(scheme, key, host, task.host(first), first),
+    )
 
 
 def self_check(evidence: Evidence, verdict: Verdict) -> list[str]:

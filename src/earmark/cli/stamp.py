@@ -11,6 +11,7 @@ from earmark import files, policy, registry
 from earmark.cli import options
 from earmark.cli.output import EXIT, Bars, emit, line
 from earmark.cli.protect import commit, community_of, open_vault, self_check, strength, which
+from earmark.cli.verify import read_release
 from earmark.codec import Json
 from earmark.wording import counted
 
@@ -71,7 +72,7 @@ def command(
     written = sorted(folder.glob("*.safetensors"))
     digests = {path.name: files.file_digest(path) for path in written}
     registration = vault.release(registration, digests)
-    evidence = scheme.measure(FilesHost(folder), key)
+    evidence = read_release(FilesHost(folder), key, vault, registration)
     verdict = policy.judge(evidence)
     suspect = written[0] if len(written) == 1 else folder
     lines = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,6 +214,35 @@ def charged(
     """Return evidence with its commitment named and the numbers of suspects and keys charged."""
     tried = dataclasses.replace(evidence.tried, suspects=suspects, keys=keys)
     return dataclasses.replace(evidence, commitment=registration.commitment.commitment, tried=tried)
+
+
+def read_release(
+    host: Host,
+    key: Key,
+    vault: Vault,
+    registration: Registration,
+    bring_back: Callable[[], Host] | None = None,
+) -> Evidence:
+    """Read one's own release as `verify` will: split by the ledger's head, everything charged.
+
+    Args:
+        host: The release, which is registered.
+        key: Its key.
+        vault: Holds the key.
+        registration: The key's registration.
+        bring_back: Returns the release aligned to its start, where `verify` would do so.
+    """
+    from earmark.bench.reading import read_twice
+
+    scheme, keys = registry.scheme(key.layout.scheme), vault.keys_tried()
+    nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
+    if bring_back is None:
+        found = scheme.measure(host, key, nonce=nonce)
+    else:
+        asked = policy.Policy(tried_keys=keys)
+        found, _ = read_twice(scheme, key, host, bring_back, policy=asked)
+    found = dataclasses.replace(found, nonce=found.nonce or nonce)
+    return charged(found, registration, 1, keys=keys)
 
 
 def inexact(scheme: str, *, fixed: bool) -> str:
