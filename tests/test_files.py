@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earmark import files
-from earmark.errors import FileError, OutputError, UsageError
+from earmark.errors import FileError, FormatError, OutputError, RecordError, UsageError
 
 
 def test_writes_and_refuses_to_overwrite(tmp_path) -> None:
@@ -62,3 +62,21 @@ def test_reads_are_bounded(tmp_path) -> None:
         files.read_bytes(path, limit=10)
     assert files.read_bytes(path, limit=11) == bytes(11)
     assert len(files.file_digest(Path(path))) == 64
+
+
+def test_another_kind_of_file_is_told_from_a_changed_one(tmp_path) -> None:
+    def parse(data: bytes) -> bytes:
+        if data != b"note/1 whole":
+            raise RecordError("It is cut.", expected="All of it.", hint="Ask again.")
+        return data
+
+    path = tmp_path / "a"
+    path.write_bytes(b"note/1 whole")
+    assert files.read_as(path, parse, kind="note", sign="note/1", limit=99) == b"note/1 whole"
+    path.write_bytes(b"note/1 wh")
+    with pytest.raises(RecordError, match=r"The note .*a' cannot be taken: It is cut\.") as changed:
+        files.read_as(path, parse, kind="note", sign="note/1", limit=99)
+    assert (changed.value.expected, changed.value.hint) == ("All of it.", "Ask again.")
+    path.write_bytes(b"something else")
+    with pytest.raises(FormatError, match="is no note"):
+        files.read_as(path, parse, kind="note", sign="note/1", limit=99)

@@ -8,14 +8,15 @@
     │   ├── UnknownNameError E113  no scheme, attack or lock of that name
     │   ├── CarrierError    E114  a carrier or tap matches nothing
     │   ├── CapacityError   E131  more bits than the carrier holds
-    │   └── KeyLayoutError  E140  a key made for another layout
+    │   ├── KeyLayoutError  E140  a key made for another layout
+    │   └── PassphraseError E150  a passphrase does not open a sealed file
     ├── AccessError         E201  the suspect grants too little access (exit 3)
     ├── IntegrityError      E3xx  something was changed after the fact (exit 4)
     │   ├── RecordError     E301  a record breaks its schema
     │   ├── LedgerError     E302  a ledger does not match its own proofs
     │   ├── DossierError    E303  a dossier does not match its manifest
     │   ├── SignatureError  E304  a signature does not verify
-    │   └── KeyFileError    E305  a sealed key cannot be opened
+    │   └── KeyFileError    E305  a key or what it needs was changed
     └── RunError            E4xx, E5xx  the work could not be done (exit 5)
         ├── FileError       E401  a file is missing, truncated or unreadable
         ├── FormatError     E402  a file's content lies about itself
@@ -107,6 +108,12 @@ class KeyLayoutError(UsageError):
     code = "E140"
 
 
+class PassphraseError(UsageError):
+    """A passphrase does not open a sealed file, or the file was changed."""
+
+    code = "E150"
+
+
 class AccessError(EarmarkError):
     """The suspect grants too little access for what the scheme must read."""
 
@@ -146,7 +153,7 @@ class SignatureError(IntegrityError):
 
 
 class KeyFileError(IntegrityError):
-    """A sealed key cannot be opened: wrong passphrase or a changed file."""
+    """A key, or the inputs or shards that it needs, are not those that were committed."""
 
     code = "E305"
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from earmark.errors import FileError, OutputError, UsageError
+from earmark.errors import FileError, FormatError, IntegrityError, OutputError, UsageError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -121,3 +124,33 @@ def file_digest(path: str | Path) -> str:
             f"File '{path}' cannot be read: {error.strerror}.", hint="Check the path."
         ) from error
     return state.hexdigest()
+
+
+def read_as(
+    path: str | Path, parse: Callable[[bytes], T], *, kind: str, sign: str, limit: int
+) -> T:
+    """Read a file of some kind, which is named with its path in whatever goes wrong.
+
+    Args:
+        path: The file.
+        parse: Makes the result of its bytes.
+        kind: What the file is, for example "community file".
+        sign: What no file of that kind lacks; one without it is another file, not a changed one.
+        limit: Most bytes to read.
+
+    Raises:
+        FileError: Missing, unreadable or too large.
+        FormatError: Another kind of file.
+        IntegrityError: One that was changed.
+    """
+    data = read_bytes(path, limit=limit)
+    try:
+        return parse(data)
+    except (IntegrityError, FormatError) as error:
+        if sign.encode() not in data:
+            raise FormatError(f"'{path}' is no {kind}.", hint="Check the path.") from error
+        raise type(error)(
+            f"The {kind} '{path}' cannot be taken: {error.what}",
+            expected=error.expected,
+            hint=error.hint,
+        ) from error

@@ -29,7 +29,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from earmark import codec, files
 from earmark.codec import Json
-from earmark.errors import FileError, IntegrityError, KeyFileError, OutputError, UsageError
+from earmark.errors import (
+    FileError,
+    IntegrityError,
+    KeyFileError,
+    OutputError,
+    PassphraseError,
+    UsageError,
+)
 from earmark.keys import sealing
 from earmark.keys.secret import Key
 from earmark.ledger.log import SqliteLedger
@@ -182,7 +189,7 @@ class Vault:
         """Unseal the owner's signing key.
 
         Raises:
-            KeyFileError: Wrong passphrase, or the file was changed.
+            PassphraseError: Wrong passphrase, or the file was changed.
         """
         secret, _ = sealing.unseal(self.path / "identity.key", passphrase, format=_IDENTITY)
         return Ed25519PrivateKey.from_private_bytes(secret)
@@ -341,10 +348,19 @@ class Vault:
 
         Raises:
             UsageError: No such key, or several.
-            KeyFileError: Wrong passphrase, or key or inputs were changed.
+            PassphraseError: Wrong passphrase.
+            KeyFileError: Key or inputs were changed.
         """
         registration = self.registration(name)
-        key = Key.open(self._key_path(registration.id), passphrase)
+        try:
+            key = Key.open(self._key_path(registration.id), passphrase)
+        except PassphraseError as error:
+            self.identity(passphrase)  # raises where the passphrase is wrong
+            raise KeyFileError(
+                f"Key file '{self._key_path(registration.id)}' was changed: the passphrase opens "
+                "the vault, and not this file.",
+                hint="Restore the file from a backup.",
+            ) from error
         same = key.opening(self.owner) == registration.opening
         if not same or key.beacon != self.beacon(registration):
             raise KeyFileError(

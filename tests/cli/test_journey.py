@@ -336,7 +336,17 @@ def test_errors_name_the_matter(desk, earmark, tmp_path, monkeypatch) -> None:
             ["protect", desk.task, "-o", out, "--vault", desk.vault,
              "--scheme", "mtlsgn"], 2, "Did you mean mtlsign",
         ),
-        (["report", str(tmp_path)], 4, "E303"),
+        (["report", str(tmp_path)], 5, f"'{tmp_path}' has no 'manifest.json'"),
+        (["report", desk.task], 5, f"'{desk.task}' is no packed dossier"),
+        (["ledger", "check", "--vault", desk.vault, "--against", desk.task], 5, f"'{desk.task}' is no head"),
+        (
+            ["protect", desk.task, "-o", out, "--vault", desk.vault, "--community", desk.task],
+            5, f"'{desk.task}' is no community file",
+        ),
+        (
+            ["unlock", desk.release, "--license", desk.task, "--issuer", "ab" * 32, "-o", out],
+            5, f"'{desk.task}' is no license",
+        ),
     ]  # fmt: skip
     before = sorted(tmp_path.iterdir())
     for arguments, code, words in cases:
@@ -347,8 +357,20 @@ def test_errors_name_the_matter(desk, earmark, tmp_path, monkeypatch) -> None:
     assert sorted(tmp_path.iterdir()) == before
     monkeypatch.setenv("EARMARK_PASSPHRASE", "wrong")
     code, _, err = earmark(*_verify(desk, desk.release))
-    assert code == 4
+    assert code == 2
+    assert "E150" in err
     assert "wrong passphrase" in err
+
+
+def test_a_changed_key_file_is_no_wrong_passphrase(desk, earmark, tmp_path) -> None:
+    vault = tmp_path / "vault"
+    shutil.copytree(desk.vault, vault)
+    (path,) = (vault / "keys").glob("*.key")
+    body = json.loads(path.read_text())
+    path.write_text(json.dumps(body | {"nonce": "00" * 12}))
+    code, _, err = earmark("verify", desk.release, "--task", desk.task, "--vault", vault)
+    assert code == 4
+    assert f"Key file '{path}' was changed" in err
 
 
 def test_it_is_said_whether_the_key_or_the_suspect_does_not_fit(

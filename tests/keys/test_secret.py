@@ -10,7 +10,14 @@ from dataclasses import replace
 
 import pytest
 
-from earmark.errors import EarmarkError, FileError, FormatError, KeyFileError, UsageError
+from earmark.errors import (
+    EarmarkError,
+    FileError,
+    FormatError,
+    KeyFileError,
+    PassphraseError,
+    UsageError,
+)
 from earmark.keys.secret import Disclosure, Key, RevealedShard
 from earmark.ledger import merkle
 from earmark.records import Layout
@@ -94,7 +101,7 @@ def test_seal_and_open(key, tmp_path) -> None:
     bound.seal(path, "open sesame")
     assert path.stat().st_mode & 0o777 == 0o600
     assert Key.open(path, "open sesame") == bound
-    with pytest.raises(KeyFileError, match="wrong passphrase"):
+    with pytest.raises(PassphraseError, match="wrong passphrase"):
         Key.open(path, "open says me")
     with pytest.raises(UsageError, match="exists"):
         bound.seal(path, "again")
@@ -117,7 +124,7 @@ def test_any_change_of_a_sealed_key_is_found(key, tmp_path) -> None:
     ]
     for change in changes:
         path.write_text(json.dumps(body | change))
-        with pytest.raises((KeyFileError, FormatError)):
+        with pytest.raises((PassphraseError, FormatError)):
             Key.open(path, "p")
 
 

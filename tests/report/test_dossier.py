@@ -11,7 +11,14 @@ from fractions import Fraction
 import pytest
 
 from earmark import codec, report
-from earmark.errors import DossierError, FileError, OutputError, RecordError, UsageError
+from earmark.errors import (
+    DossierError,
+    FileError,
+    FormatError,
+    OutputError,
+    RecordError,
+    UsageError,
+)
 from earmark.hosts.transcript import Transcript
 from earmark.ledger.log import SqliteLedger
 from earmark.policy import Policy, judge
@@ -642,8 +649,11 @@ def test_what_is_no_dossier_is_said_so(tmp_path):
     with pytest.raises(FileError):
         pack(tmp_path / "missing", tmp_path / "x.zip")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DossierError, match="manifest"):
+    with pytest.raises(FormatError, match=r"empty' has no 'manifest.json'"):
         check_dossier(tmp_path / "empty")
+    (tmp_path / "text").write_text("no dossier")
+    with pytest.raises(FormatError, match="text' is no packed dossier"):
+        check_dossier(tmp_path / "text")
 
 
 def test_attachments_cannot_take_the_place_of_records(case):

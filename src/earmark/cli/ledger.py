@@ -112,8 +112,7 @@ def head(*, where: str | None, vault_path: Path) -> int:
 def check(*, against: Path | None, where: str | None, vault_path: Path, as_json: bool) -> int:
     """Derive every hash and signature again; exit 4 if anything was changed."""
     ledger = _open(where, vault_path)
-    kept = files.read_bytes(against, limit=1 << 16).decode("utf-8", "replace") if against else None
-    ledger.check(against=kept)
+    ledger.check(against=None if against is None else _kept_head(against))
     newest = ledger.head()
     lines = [
         line("ledger", newest.origin),
@@ -332,8 +331,7 @@ def time(
     from earmark.ledger.tsa import Rfc3161Time
 
     ledger = _open(where, vault_path)
-    text = None if against is None else files.read_bytes(against, limit=1 << 16).decode()
-    head = ledger.head() if text is None else ledger.own(text)
+    head = ledger.head() if against is None else ledger.own(_kept_head(against))
     proof = _proof(path)
     if proof.subject != codec.digest(head.body.text.encode()):
         raise UsageError(
@@ -352,7 +350,20 @@ def time(
 def _proof(path: Path) -> TimeProof:
     from earmark.ledger.timeproof import TimeProof
 
-    return TimeProof.from_bytes(files.read_bytes(path, limit=1 << 20))
+    return files.read_as(
+        path, TimeProof.from_bytes, kind="stamp of a head", sign=TimeProof.SCHEMA, limit=1 << 20
+    )
+
+
+def _kept_head(path: Path) -> str:
+    from earmark.ledger.checkpoint import SignedCheckpoint
+
+    def parse(data: bytes) -> str:
+        text = data.decode("utf-8", "replace")
+        SignedCheckpoint.parse(text)
+        return text
+
+    return files.read_as(path, parse, kind="head of a ledger", sign="\n— ", limit=1 << 16)
 
 
 def _when(seconds: int) -> str:

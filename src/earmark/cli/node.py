@@ -95,7 +95,7 @@ def found(
     from earmark.protocol.rules import Rules
     from earmark.protocol.verifier import code_digest
 
-    read = [community.Card.from_bytes(files.read_bytes(path, limit=1 << 16)) for path in cards]
+    read = [community.Card.load(path) for path in cards]
     rules = Rules(
         domain,
         tuple(Member(card.operator, card.member) for card in read),
@@ -129,7 +129,7 @@ def join(*, folder: Path, path: Path, as_json: bool) -> int:
     from earmark.protocol import community
 
     made = community.Community.load(path)
-    card = community.Card.from_bytes(files.read_bytes(folder / community.CARD, limit=1 << 16))
+    card = community.Card.load(folder / community.CARD)
     if card not in made.nodes:
         raise UsageError(f"'{card.operator}' is no node of this community.")
     files.write_bytes(folder / community.COMMUNITY, made.canonical())

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from earmark import codec, files
 from earmark.codec import Json
-from earmark.errors import FormatError, KeyFileError, RecordError, UsageError
+from earmark.errors import FormatError, PassphraseError, RecordError, UsageError
 
 _KDF: dict[str, Json] = {"name": "scrypt", "n": 1 << 15, "r": 8, "p": 1}
 
@@ -76,7 +76,7 @@ def unseal(
     Raises:
         FileError: Missing or unreadable.
         FormatError: Not a sealed file of that format.
-        KeyFileError: Wrong passphrase, or the file was changed.
+        PassphraseError: Wrong passphrase, or the file was changed.
     """
     try:
         body = codec.parse(files.read_bytes(path, limit=1 << 22), strict=False)
@@ -99,7 +99,7 @@ def unseal(
     try:
         secret = _cipher(passphrase, salt).decrypt(nonce, sealed, codec.canonical(clear))
     except InvalidTag as error:
-        raise KeyFileError(
+        raise PassphraseError(
             f"Sealed file '{path}' does not open: wrong passphrase, or the file was changed.",
             hint="Check the passphrase; restore the file from a backup.",
         ) from error

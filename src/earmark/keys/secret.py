@@ -258,7 +258,7 @@ class Key:
         Raises:
             FileError: Missing or unreadable.
             FormatError: Not a sealed key.
-            KeyFileError: Wrong passphrase, or the file was changed.
+            PassphraseError: Wrong passphrase, or the file was changed.
         """
         secret, public = sealing.unseal(path, passphrase, format=_FORMAT)
         beacon = public.get("beacon")

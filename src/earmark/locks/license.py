@@ -481,7 +481,7 @@ def unlock(
 
 def read(path: str) -> Signed:
     """Read a license file; raises as :meth:`Signed.parse`, and `FileError`."""
-    return Signed.parse(files.read_bytes(path, limit=1 << 20))
+    return files.read_as(path, Signed.parse, kind="license", sign=_SIGNED, limit=1 << 20)
 
 
 def _plain(time: str) -> str:

@@ -67,4 +67,6 @@ class Parent:
     @classmethod
     def read(cls, path: Path) -> Parent:
         """Read a parent's file; raises as :meth:`parse`, and `FileError`."""
-        return cls.parse(files.read_bytes(path, limit=1 << 20))
+        return files.read_as(
+            path, cls.parse, kind="locked parent's file", sign=_FORMAT, limit=1 << 20
+        )

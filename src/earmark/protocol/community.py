@@ -50,6 +50,13 @@ class Card(Record):
         VerifierKey.parse(self.witness)
         Member(self.operator, self.member)
 
+    @classmethod
+    def load(cls, path: str | Path) -> Card:
+        """Read a node's card; raises as :meth:`Community.load`."""
+        return files.read_as(
+            path, cls.from_bytes, kind="node's card", sign=cls.SCHEMA, limit=1 << 16
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Community(Record):
@@ -90,9 +97,12 @@ class Community(Record):
 
         Raises:
             FileError: Missing or unreadable.
-            RecordError: Not a community, or not in canonical form.
+            FormatError: Not a community.
+            RecordError: Not a valid one, or not in canonical form.
         """
-        return cls.from_bytes(files.read_bytes(path, limit=1 << 20))
+        return files.read_as(
+            path, cls.from_bytes, kind="community file", sign=cls.SCHEMA, limit=1 << 20
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +175,7 @@ def found(
         NetworkError: The server does not answer.
     """
     folder = Path(folder)
-    mine = Card.from_bytes(files.read_bytes(folder / CARD, limit=1 << 16))
+    mine = Card.load(folder / CARD)
     if {(card.operator, card.member) for card in cards} != {
         (member.operator, member.key) for member in rules.members
     }:

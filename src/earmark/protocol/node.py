@@ -51,9 +51,7 @@ class Node:
         tasks: str | Path | None = None,
     ) -> None:
         self.folder = Path(folder).resolve()  # the sandbox runs elsewhere
-        self.card = community.Card.from_bytes(
-            files.read_bytes(self.folder / community.CARD, limit=1 << 16)
-        )
+        self.card = community.Card.load(self.folder / community.CARD)
         self.community = community.Community.load(self.folder / community.COMMUNITY)
         self.rules = self.community.rules
         self.limits = limits or verifier.Limits()

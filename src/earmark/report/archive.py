@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from earmark import files
-from earmark.errors import DossierError, FileError, OutputError, UsageError
+from earmark.errors import DossierError, FileError, FormatError, OutputError, UsageError
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_FILES = 2000
@@ -77,11 +77,19 @@ def read(path: str | Path) -> dict[str, bytes]:
 
     Raises:
         FileError: Missing or unreadable.
-        DossierError: Too large, links, unsafe names, or a file that is no packed dossier.
+        FormatError: No dossier.
+        DossierError: Too large, links or unsafe names, or a packed one that was changed.
     """
     source = Path(path)
     if not source.is_dir():
-        return decode(files.read_bytes(source, limit=2 * MAX_BYTES), where=f"'{source}'")
+        data = files.read_bytes(source, limit=2 * MAX_BYTES)
+        if not data.startswith(b"PK"):
+            raise FormatError(f"'{source}' is no packed dossier.", hint="Check the path.")
+        return decode(data, where=f"'{source}'")
+    if not (source / MANIFEST).is_file():
+        raise FormatError(
+            f"Folder '{source}' has no '{MANIFEST}', so it is no dossier.", hint="Check the path."
+        )
     found: dict[str, bytes] = {}
     total = 0
     try:
