@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from earmark import files
 from earmark.cli import options
-from earmark.cli.output import EXIT, emit, line, table
+from earmark.cli.output import emit, emit_outcome, line, table
 from earmark.codec import Json
 from earmark.errors import UsageError
 from earmark.vault import Vault
@@ -232,14 +232,7 @@ def status(
         if result.claim in dispute.claims:
             holder = (dispute.holder or "nobody")[:12]
             lines.append(line("dispute", f"{holder} prevails ({dispute.code.value})"))
-    return emit(
-        "claim status",
-        lines,
-        payload,
-        as_json=as_json,
-        outcome=result.outcome.value,
-        code=EXIT[result.outcome],
-    )
+    return emit_outcome("claim status", lines, payload, result.outcome, as_json=as_json)
 
 
 @command.command("dossier", epilog="Example:  earmark claim dossier 3f0a91c2 -o case")
@@ -287,14 +280,8 @@ def check(*, path: Path, digest: str | None, as_json: bool) -> int:
     listed: list[Json] = [
         {"name": item.name, "status": item.status, "detail": item.detail} for item in checks
     ]
-    return emit(
-        "claim check",
-        lines,
-        {"checks": listed, "result": result.to_json()},
-        as_json=as_json,
-        outcome=result.outcome.value,
-        code=EXIT[result.outcome],
-    )
+    payload: dict[str, Json] = {"checks": listed, "result": result.to_json()}
+    return emit_outcome("claim check", lines, payload, result.outcome, as_json=as_json)
 
 
 def _bundle(release: Path, path: Path, identity: Ed25519PrivateKey) -> dict[str, str]:

@@ -89,6 +89,19 @@ def emit(
     return code
 
 
+def emit_outcome(
+    command: str,
+    lines: Sequence[str],
+    payload: Mapping[str, Json],
+    outcome: Outcome,
+    *,
+    as_json: bool,
+) -> int:
+    """Print what a verdict command found; return the exit code of its outcome."""
+    code = EXIT[outcome]
+    return emit(command, lines, payload, as_json=as_json, outcome=outcome.value, code=code)
+
+
 def line(label: str, text: str) -> str:
     """Return one labelled line."""
     return f"{label:<16}  {text}"

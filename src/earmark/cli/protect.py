@@ -10,7 +10,7 @@ import click
 
 from earmark import files, policy, registry
 from earmark.cli import options
-from earmark.cli.output import EXIT, Bars, emit, line, too_small, weighed
+from earmark.cli.output import Bars, emit_outcome, line, too_small, weighed
 from earmark.cli.verify import read_release
 from earmark.codec import Json
 from earmark.errors import HostError, UsageError
@@ -159,10 +159,7 @@ def command(
         "verdict": verdict.to_json(),
         "release": str(output),
     }
-    outcome = verdict.outcome
-    return emit(
-        "protect", lines, payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome]
-    )
+    return emit_outcome("protect", lines, payload, verdict.outcome, as_json=as_json)
 
 
 def _lines(

@@ -9,7 +9,7 @@ import click
 
 from earmark import files, policy, registry
 from earmark.cli import options
-from earmark.cli.output import EXIT, Bars, emit, line
+from earmark.cli.output import Bars, emit_outcome, line
 from earmark.cli.protect import commit, community_of, open_vault, self_check, strength, which
 from earmark.cli.verify import read_release
 from earmark.codec import Json
@@ -96,8 +96,7 @@ def command(
         "files": named,
         "release": str(folder),
     }
-    outcome = verdict.outcome
-    return emit("stamp", lines, payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome])
+    return emit_outcome("stamp", lines, payload, verdict.outcome, as_json=as_json)
 
 
 def _better(scheme: DeepWater) -> str:

@@ -12,7 +12,7 @@ import click
 
 from earmark import policy, registry
 from earmark.cli import options
-from earmark.cli.output import EXIT, Bars, emit, line, more_answers, too_small, verdict_lines
+from earmark.cli.output import Bars, emit_outcome, line, more_answers, too_small, verdict_lines
 from earmark.cli.report import write_claim
 from earmark.cli.service import Service, is_address, nonce_of, refuse, service_options
 from earmark.codec import Json
@@ -146,14 +146,7 @@ def command(
             dossier, vault, registration, evidence, asked, name, word, attached, overwrite=force
         )
         lines.append(line("dossier", f"{dossier}   Check it with:  earmark report {dossier}"))
-    return emit(
-        "verify",
-        lines,
-        payload,
-        as_json=as_json,
-        outcome=verdict.outcome.value,
-        code=EXIT[verdict.outcome],
-    )
+    return emit_outcome("verify", lines, payload, verdict.outcome, as_json=as_json)
 
 
 def _advice(verdict: Verdict, evidence: Evidence) -> list[str]:
