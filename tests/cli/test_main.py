@@ -186,6 +186,28 @@ def test_doctor_fails_when_a_vector_is_wrong(earmark, monkeypatch) -> None:
     assert "self-test failed" in err
 
 
+def test_doctor_names_extras_and_devices(earmark, earmark_json, monkeypatch) -> None:
+    from importlib import metadata as installed
+
+    real = installed.version
+
+    def version(name: str) -> str:
+        if name == "scikit-learn":
+            raise installed.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(installed, "version", version)
+    code, out, _ = earmark("doctor")
+    assert code == 0
+    assert 'lacks scikit-learn   pip install "earmark[torch]"' in out
+    found = earmark_json("doctor")[1]
+    assert found["extras"]["torch"] is False
+    assert {"data", "service", "weights"} <= set(found["extras"])
+    assert found["devices"][0] == "cpu"
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert earmark_json("doctor")[1]["devices"] == []
+
+
 def test_what_others_say_cannot_write_to_the_terminal(monkeypatch, earmark) -> None:
     from earmark.cli import main
     from earmark.errors import NetworkError

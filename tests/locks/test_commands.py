@@ -59,11 +59,13 @@ def test_from_issue_to_trace_to_revocation(shop, capsys, tmp_path):
     assert code == 0
     assert FilesHost("leak").tensor_names() == ("fc.bias", "fc.weight", "head.weight")
     code, found = call(capsys, "trace", "leak", "--report", "leak.html")
-    assert (code, found["named"]) == (0, ["1:acme"])
+    assert (code, found["named"], found["report"]) == (0, ["1:acme"], "leak.html")
     page = (tmp_path / "leak.html").read_text()
     assert "was made from the copy of <bdi>acme</bdi>" in page
     assert "no cryptography" in page
     assert call(capsys, "trace", "leak", "--report", "leak.html")[0] == 2
+    assert run(["trace", "leak", "--report", "leak.html", "--force"]) == 0
+    assert "leak.html written" in capsys.readouterr().out
     code, found = call(capsys, "trace", "release.safetensors")
     assert (code, found["named"], found["outcome"]) == (3, [], "inconclusive")
     assert call(capsys, "license", "renew", "2", "--days", "9", "-o", "bolt2.license")[0] == 0

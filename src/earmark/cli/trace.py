@@ -10,7 +10,7 @@ import click
 
 from earmark.cli import options
 from earmark.cli.license import copy_name, held_licenses, tracing_keys
-from earmark.cli.output import EXIT, emit, line, table
+from earmark.cli.output import emit_outcome, line, table
 from earmark.codec import Json
 from earmark.errors import CarrierError, UsageError
 from earmark.records import License, Outcome, now
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     help="The model that the copies were made from: undo reordered and rescaled neurons first.",
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page about the leak here.")
+@click.option("--force", is_flag=True, help="Replace a report that is there already.")
 @options.task_option
 @options.vault_option
 @options.passphrase_option
@@ -52,6 +53,7 @@ def command(
     forms: int,
     parent: Path | None,
     report: Path | None,
+    force: bool,
     task_path: Path | None,
     vault_path: Path,
     passphrase_file: Path | None,
@@ -67,6 +69,7 @@ def command(
     from earmark.report.locks import leak_page
     from earmark.report.page import write_page
 
+    options.require_free(report, force=force)
     vault = Vault.open(vault_path)
     fleets = _fleets(vault, passphrase_file)
     vault.close()
@@ -74,15 +77,11 @@ def command(
     try:
         found, copies = _traced(suspect, parent, task_path, fleets, forms)
     except CarrierError as error:
-        text = line("CANNOT TELL", error.what)
-        payload: dict[str, Json] = {"reason": error.what, "ranking": []}
-        outcome = Outcome.INCONCLUSIVE
-        return emit(
-            "trace", [text], payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome]
-        )
+        lines = [line("CANNOT TELL", error.what)]
+        lines += [line("report", "none is written: nothing could be read")] if report else []
+        payload: dict[str, Json] = {"reason": error.what, "ranking": [], "report": None}
+        return emit_outcome("trace", lines, payload, Outcome.INCONCLUSIVE, as_json=as_json)
     named = {item.name for item in found.named}
-    if report is not None:
-        write_page(report, leak_page(_page(suspect, found, copies, forms)))
     rows = [
         [copies[item.name].customer, copies[item.name].serial, f"{item.bits:.1f}", mark]
         for item in found.ranking[:10]
@@ -99,15 +98,19 @@ def command(
         *(line("note", note) for note in found.notes),
         line("says not", "that anybody who is not named is innocent"),
     ]
+    if report is not None:
+        page = leak_page(_page(suspect, found, copies, forms))
+        write_page(report, page, overwrite=force)
+        lines.append(line("report", f"{report} written"))
     payload = {
         "named": [*sorted(named)],
         "ranking": [{"copy": item.name, "bits": item.bits} for item in found.ranking],
         "threshold": NAMED_BITS,
         "read": found.read,
         "length": found.length,
+        "report": None if report is None else str(report),
     }
-    outcome = found.outcome
-    return emit("trace", lines, payload, as_json=as_json, outcome=outcome.value, code=EXIT[outcome])
+    return emit_outcome("trace", lines, payload, found.outcome, as_json=as_json)
 
 
 def _page(suspect: Path, found: Trace, copies: Mapping[str, License], forms: int) -> Leak:
