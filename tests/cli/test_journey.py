@@ -360,6 +360,10 @@ def test_errors_name_the_matter(desk, earmark, tmp_path, monkeypatch) -> None:
     assert code == 2
     assert "E150" in err
     assert "wrong passphrase" in err
+    code, _, err = earmark("protect", "none.py", "-o", out, "--vault", desk.vault)
+    assert (code, "wrong passphrase" in err) == (2, True)  # before any work
+    code, _, err = earmark("protect", "none.py", "-o", out, "--vault", tmp_path / "new")
+    assert (code, "--owner" in err) == (2, True)
 
 
 def test_a_changed_key_file_is_no_wrong_passphrase(desk, earmark, tmp_path) -> None:

@@ -117,6 +117,7 @@ def command(
     options.require_free(output, force=force)
     if checkpoint is not None:
         _check_place(checkpoint, key_name)
+    word = ready(vault_path, owner, passphrase_file)
     task = load_task(task_path)
     scheme = registry.scheme(scheme_name, **options.parse_settings(settings))
     bars = Bars(quiet=quiet or as_json)
@@ -125,8 +126,7 @@ def command(
     recipe = rehearsed(task, start, teacher, epochs)
     new, advice = (None, "") if key_name else fresh_key(task, scheme)
     first = None if new is None else before(task, scheme, new, start, drawn)
-    vault = open_vault(vault_path, owner, passphrase_file, bars)
-    word = options.passphrase(passphrase_file)
+    vault = open_vault(vault_path, owner, word, bars)
     if new is None:
         key, registration = committed(vault, key_name, scheme, word)
         first = before(task, scheme, key, start, drawn)
@@ -342,11 +342,12 @@ def keep_start(task: Task, key: Key, first: nn.Module, path: Path) -> list[str]:
     return [line("start", f"{path}  (verify looks here where neurons were reordered)")]
 
 
-def open_vault(path: Path, owner: str, passphrase_file: Path | None, bars: Bars) -> Vault:
-    """Open a vault, or make one if there is none.
+def ready(path: Path, owner: str, passphrase_file: Path | None) -> str:
+    """Return the passphrase, once it is clear that it opens a vault or may make one.
 
     Raises:
         UsageError: A new vault has no owner's name, or an old one has another.
+        PassphraseError: It does not open the vault.
     """
     if (path / "vault.json").exists():
         vault = Vault.open(path)
@@ -355,13 +356,21 @@ def open_vault(path: Path, owner: str, passphrase_file: Path | None, bars: Bars)
                 f"Vault '{path}' belongs to '{vault.name}', not to '{owner}'.",
                 hint="Leave --owner out, or choose another folder with --vault.",
             )
-        return vault
+        word = options.passphrase(passphrase_file)
+        vault.identity(word)  # raises where the passphrase is wrong
+        return word
     if not owner:
         raise UsageError(
             f"There is no vault at '{path}', and a new one needs its owner's name.",
             hint="Pass --owner 'Your name'; every claim will bear it.",
         )
-    word = options.passphrase(passphrase_file, new=True)
+    return options.passphrase(passphrase_file, new=True)
+
+
+def open_vault(path: Path, owner: str, word: str, bars: Bars) -> Vault:
+    """Open a vault, or make one if there is none."""
+    if (path / "vault.json").exists():
+        return Vault.open(path)
     if len(word) < _LONG:
         bars.note(f"The passphrase has {len(word)} characters; {_LONG} and more resist guessing.")
     vault = Vault.create(path, name=owner, passphrase=word)

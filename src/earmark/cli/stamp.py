@@ -10,7 +10,7 @@ import click
 from earmark import files, policy, registry
 from earmark.cli import options
 from earmark.cli.output import Bars, emit_outcome, line
-from earmark.cli.protect import commit, community_of, open_vault, self_check, strength, which
+from earmark.cli.protect import commit, community_of, open_vault, ready, self_check, strength, which
 from earmark.cli.verify import read_release
 from earmark.codec import Json
 from earmark.wording import counted
@@ -56,6 +56,7 @@ def command(
     from earmark.schemes.deepwater import DeepWater, check_files, stamp_files
 
     options.require_folder(folder)
+    word = ready(vault_path, owner, passphrase_file)
     scheme = registry.scheme("deepwater", **options.parse_settings(settings))
     assert isinstance(scheme, DeepWater)
     source = FilesHost(weights)
@@ -64,8 +65,7 @@ def command(
     new = new.fixing(source.digest())
     community = community_of(community_path)
     bars = Bars(quiet=quiet or as_json)
-    vault = open_vault(vault_path, owner, passphrase_file, bars)
-    word = options.passphrase(passphrase_file)
+    vault = open_vault(vault_path, owner, word, bars)
     key, registration = commit(vault, new, word, folder.name, community)
     bars.note(f"key {registration.id}: committed")
     stamp_files(scheme, weights, folder, key, events=bars)
