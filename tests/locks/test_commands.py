@@ -105,6 +105,43 @@ def test_wrong_numbers_and_licenses_are_refused_and_nothing_is_written(shop, cap
     assert unlock(capsys, shop, "bolt", "--check")[0] == 2
 
 
+def test_a_copy_that_is_not_opened_says_which_and_what_to_do(shop, capsys, tmp_path):
+    for customer in ("acme", "bolt"):
+        issue(capsys, customer)
+    code, found = call(capsys, "trace", "acme")
+    assert (code, found["error"]["code"]) == (5, "E402")
+    assert "'acme' is a locked copy" in found["error"]["message"]
+    assert "earmark unlock acme" in found["error"]["message"]
+    code, found = call(
+        capsys, "unlock", "bolt", "--license", "acme.license", "--issuer", shop,
+        "--serial-file", "acme.serial", "--check",
+    )  # fmt: skip
+    assert (code, found["error"]["code"]) == (5, "E406")
+    for word in ("'bolt'", "'acme.license'", "#2 of 'bolt'", "#1 of 'acme'"):
+        assert word in found["error"]["message"]
+    whole = (tmp_path / "bolt").read_bytes()
+    for data, told in (
+        (whole[:40], "cut within its header. Fetch"),
+        (whole[:-9], "Check the number first; then fetch the file anew"),
+        ((tmp_path / "release.safetensors").read_bytes(), "need no unlocking"),
+    ):
+        (tmp_path / "bolt").write_bytes(data)
+        code, found = unlock(capsys, shop, "bolt", "--serial-file", "bolt.serial", "--check")
+        assert code == 5
+        assert "'bolt' was not opened" in found["error"]["message"]
+        assert told in found["error"]["message"]
+
+
+def test_a_license_is_revoked_once(shop, capsys):
+    issue(capsys, "acme")
+    call(capsys, "license", "revoke", "1", "--reason", "leaked")
+    assert run(["license", "revoke", "1", "--reason", "unpaid"]) == 0
+    assert "#1 already, since 2" in (out := capsys.readouterr().out)
+    assert "leaked" in out
+    assert run(["ledger", "log"]) == 0
+    assert capsys.readouterr().out.count("license-revoked/1") == 1
+
+
 def test_a_ledger_that_has_not_heard_of_a_license_says_nothing_about_it(shop, capsys, tmp_path):
     issue(capsys, "acme")
     shutil.copytree(tmp_path / "vault", tmp_path / "old")

@@ -188,9 +188,15 @@ def revoke(
     """Declare a license and its renewals void, on the ledger.
 
     A loader that is given the ledger refuses the license from now on. A copy that was opened
-    before stays open.
+    before stays open. A license that was revoked already stays so, and nothing is written.
     """
     vault, held, issuer = _issuer_of(vault_path, number, passphrase_file)
+    earlier = _void(vault).get(number)
+    if earlier is not None:
+        vault.close()
+        told = f"#{number} already, since {earlier.created}: {earlier.reason}"
+        payload: dict[str, Json] = {"revoked": number, "since": earlier.created}
+        return emit("license", [line("revoked", told)], payload, as_json=as_json)
     receipt = vault.ledger.append(issuer.revoke(held, reason=reason).encode())
     vault.close()
     lines = [line("revoked", f"#{number}, ledger #{receipt.index}: {reason}")]

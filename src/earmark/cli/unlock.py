@@ -13,7 +13,7 @@ from earmark import files
 from earmark.cli.options import json_option
 from earmark.cli.output import emit, line
 from earmark.codec import Json
-from earmark.errors import LicenseError, UsageError
+from earmark.errors import FormatError, LicenseError, UsageError
 
 if TYPE_CHECKING:
     from earmark.locks.license import Signed
@@ -76,7 +76,11 @@ def command(
     record = licenses.check(signed, issuer=issuer, void=void, feature=feature)
     serial = parse_serial(_serial(serial_file))
     data = files.read_bytes(locked, limit=1 << 34)
-    weights = licenses.unlock(data, signed, serial, issuer=issuer, void=void, feature=feature)
+    try:
+        weights = licenses.unlock(data, signed, serial, issuer=issuer, void=void, feature=feature)
+    except (FormatError, LicenseError) as error:
+        what = f"'{locked}' was not opened with '{license_path}'. {error.what}"
+        raise type(error)(what, expected=error.expected, hint=error.hint) from error
     if output is not None:
         files.write_bytes(output, weights, overwrite=force, mode=0o600)
     checked = "not checked: pass --ledger" if ledger_path is None else f"none in '{ledger_path}'"

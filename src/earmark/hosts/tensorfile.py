@@ -61,6 +61,7 @@ _FOREIGN = (
     (b"\x08\x01", "a protocol buffer, such as ONNX"),
     (b"\x1f\x8b", "a gzip archive"),
 )
+_LOCKED = b"earmark l"  # as `earmark.locks.wrap.MAGIC` begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,12 @@ def _refuse_foreign(path: Path, start: bytes) -> None:
     """Name the formats that people hand in by mistake; a plausible header is let through."""
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER:
         return
+    if start.startswith(_LOCKED):
+        raise FormatError(
+            f"File '{path}' is a locked copy: its weights are encrypted.",
+            expected="The weights in clear, as safetensors.",
+            hint=f"Open it first:  earmark unlock {path} --license ...",
+        )
     for magic, what in _FOREIGN:
         if start.startswith(magic):
             raise FormatError(

@@ -473,10 +473,24 @@ def unlock(
         FormatError: Not a locked file, or one that was changed or cut.
     """
     record = check(license, issuer=issuer, at=at, void=void, feature=feature)
+    _require_own(wrapped, record)
     weights = wrap.unwrap(wrapped, serial, _binding(record))
     if codec.digest(weights) != record.weights:
         raise LicenseError("The opened weights are not those that the license names.")
     return weights
+
+
+def _require_own(wrapped: bytes, record: License) -> None:
+    """Refuse a copy of another license by both names; `wrap.unwrap` refuses every other copy."""
+    bound = wrap.read_header(wrapped)[0]["binding"]
+    grant = bound.get("grant") if isinstance(bound, dict) else None
+    if isinstance(grant, dict) and grant != codec.parse(Grant.of(record).canonical()):
+        made_for = f"#{grant.get('number')} of {str(grant.get('customer'))[:80]!r}"
+        raise LicenseError(
+            f"This locked copy belongs to another license: {made_for}, not #{record.serial} of "
+            f"'{record.customer}'.",
+            hint="Use the license that came with it.",
+        )
 
 
 def read(path: str) -> Signed:

@@ -27,6 +27,7 @@ MAGIC = b"earmark locked weights 1\n"
 PIECE = 1 << 20
 _TAG = 16
 _MOST_HEADER = 1 << 16
+_FETCH = "Fetch the file anew."
 
 
 def _cipher(serial: bytes, salt: bytes) -> ChaCha20Poly1305:
@@ -71,17 +72,21 @@ def read_header(locked: bytes) -> tuple[dict[str, Json], bytes, int]:
     """
     start = len(MAGIC) + 4
     if not locked.startswith(MAGIC) or len(locked) < start:
-        raise FormatError("This is no locked file.", expected=f"It begins with {MAGIC!r}.")
+        raise FormatError(
+            "This is no locked file.",
+            expected=f"It begins with {MAGIC!r}.",
+            hint="Name the copy as it came with its license; weights in clear need no unlocking.",
+        )
     length = int.from_bytes(locked[len(MAGIC) : start], "big")
     raw = locked[start : start + length]
     if not 0 < length <= _MOST_HEADER or len(raw) != length:
-        raise FormatError("This locked file was cut within its header.")
+        raise FormatError("This locked file was cut within its header.", hint=_FETCH)
     try:
         header = codec.parse(raw)
     except RecordError as error:
-        raise FormatError("The header of this locked file was changed.") from error
+        raise FormatError("The header of this locked file was changed.", hint=_FETCH) from error
     if not isinstance(header, dict) or set(header) != {"salt", "size", "binding"}:
-        raise FormatError("The header of this locked file was changed.")
+        raise FormatError("The header of this locked file was changed.", hint=_FETCH)
     return header, raw, start + length
 
 
@@ -106,7 +111,7 @@ def unwrap(locked: bytes, serial: bytes, binding: Mapping[str, Json]) -> bytes:
     try:
         cipher = _cipher(serial, bytes.fromhex(str(header["salt"])))
     except ValueError as error:
-        raise FormatError("The header of this locked file was changed.") from error
+        raise FormatError("The header of this locked file was changed.", hint=_FETCH) from error
     body, step = memoryview(locked)[start:], PIECE + _TAG
     count = max(1, -(-len(body) // step))
     parts = []
@@ -118,7 +123,7 @@ def unwrap(locked: bytes, serial: bytes, binding: Mapping[str, Json]) -> bytes:
             raise _refusal(index) from error
     data = b"".join(parts)
     if len(data) != header["size"]:
-        raise FormatError("This locked file has another size than its header says.")
+        raise FormatError("This locked file has another size than its header says.", hint=_FETCH)
     return data
 
 
@@ -129,4 +134,6 @@ def _refusal(index: int) -> LicenseError:
             expected="The number that came with the license.",
             hint="Check the number first; then fetch the file anew.",
         )
-    return LicenseError(f"Piece {index} of this locked file was changed, moved or cut.")
+    return LicenseError(
+        f"Piece {index} of this locked file was changed, moved or cut.", hint=_FETCH
+    )
