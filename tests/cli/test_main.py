@@ -10,6 +10,7 @@ from importlib.metadata import metadata
 import click
 import pytest
 
+from earmark import registry
 from earmark.cli import main as module
 from earmark.cli.main import COMMANDS, cli, run
 
@@ -166,6 +167,13 @@ def test_lists(earmark, earmark_json) -> None:
         assert code == 0
         assert all(item["summary"] for item in document[kind]), document[kind]
         assert earmark(kind)[0] == 0
+
+
+def test_forgeries_are_told_from_attacks(earmark_json) -> None:
+    rows = earmark_json("attacks")[1]["attacks"]
+    forgeries = {item["name"] for item in rows if item["about"] == "forgery"}
+    assert forgeries == set(registry.names("forgery"))
+    assert forgeries < {item["name"] for item in rows}
 
 
 def test_explain(earmark) -> None:

@@ -268,6 +268,7 @@ def test_errors_name_the_matter(shop, desk, earmark, tmp_path) -> None:
             "none.toml",
         ),
         (_ask(folder, dead, "--budget", "0"), 2, "budget"),
+        (_ask(folder, "localhost:8000"), 2, "write http://localhost:8000"),
         (_ask(folder, dead, "--transcript", str(tmp_path / "no" / "t")), 5, "no/t"),
     ]
     for arguments, code, words in cases:

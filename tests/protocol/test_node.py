@@ -9,10 +9,12 @@ from town import SCHEME, packed, stamped
 from world import Party, sha
 
 from earmark import files
+from earmark.errors import NetworkError
 from earmark.hosts.arrays import ArrayHost
 from earmark.policy import Policy
 from earmark.protocol import community as c
 from earmark.protocol import messages as m
+from earmark.protocol.client import Client
 from earmark.protocol.disclosure import DisclosureFile
 from earmark.protocol.history import genesis_digest
 from earmark.protocol.node import Node, fairly
@@ -98,8 +100,6 @@ def test_another_verifier_than_the_pinned_one_does_not_vote(tmp_path):
 
 
 def test_a_vote_is_sent_again_if_the_log_did_not_answer(tmp_path, monkeypatch):
-    from earmark.errors import NetworkError
-
     node = alone(tmp_path / "n", draw_seconds=60)
     send, failed = node.send, []
 
@@ -143,3 +143,12 @@ def test_who_floods_waits_for_himself():
     assert order[:3] == [("flooder", 0), ("a", 100), ("b", 101)]
     assert order[3:5] == [("flooder", 1), ("a", 102)]
     assert len(order) == 103
+
+
+def test_a_nodes_words_are_quoted_and_cut(monkeypatch):
+    said = b"no\x1b[2J\r\n" + b"x" * 4000
+    monkeypatch.setattr(Client, "exchange", lambda *_, **__: (500, said))
+    with pytest.raises(NetworkError, match="answered 500: ") as caught:
+        Client("http://node").call("/api/log")
+    assert caught.value.what.isprintable()
+    assert len(caught.value.what) < 400

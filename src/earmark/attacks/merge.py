@@ -170,7 +170,9 @@ class Collude(Attack):
         """
         if not budget.models:
             raise UsageError(
-                "Collusion needs other copies of the model.", hint="Put them into Budget.models."
+                "Collusion needs other copies of the model.",
+                hint="On the command line run --attack merge, which tunes its own; from Python put "
+                "the copies into Budget.models.",
             )
         generator = torch.Generator().manual_seed(seed)
         merged = {}

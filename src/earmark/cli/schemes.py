@@ -23,7 +23,8 @@ def listing(*kinds: str, as_json: bool) -> int:
                 rows.append([name, "", f"needs an extra: {error.hint}", ""])
                 continue
             needs = ", ".join(sorted(item.value for item in getattr(cls, "needs", ())))
-            about, summary = needs or getattr(cls, "family", ""), getattr(cls, "summary", "")
+            family = "forgery" if kind == "forgery" else getattr(cls, "family", "")
+            about, summary = needs or family, getattr(cls, "summary", "")
             presets = getattr(cls, "PRESETS", {})
             rows.append([name, about, summary, " ".join(presets)])
             found: dict[str, Json] = {"name": name, "about": about, "summary": summary}

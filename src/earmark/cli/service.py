@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,16 @@ def is_address(suspect: str) -> bool:
 
 
 def refuse(suspect: str, *options: object) -> None:
-    """Refuse the options of a service for a suspect that is none.
+    """Refuse the options of a service for a suspect that is none, and an address without scheme.
 
     Raises:
-        UsageError: One of them was given.
+        UsageError: One of them was given, or no file has the name and it ends in a port.
     """
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", suspect) and not Path(suspect).exists():
+        raise UsageError(
+            f"'{suspect}' is no file, and no address either: it does not say http or https.",
+            hint=f"If it is a service, write http://{suspect}",
+        )
     if any(options):
         raise UsageError(
             f"'{suspect}' is no address; --adapter, --budget and --transcript go with one.",

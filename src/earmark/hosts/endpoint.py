@@ -31,6 +31,8 @@ from earmark.hosts.transcript import Transcript
 from earmark.records import Access
 
 _LOG = logging.getLogger("earmark.endpoint")
+_ADAPTER = "Check that the adapter asks as the service wants to be asked; then run again."
+_ADDRESS = "Check the address's host and port, and that the service runs there; then run again."
 _LARGEST_REPLY = 1 << 20
 _LONGEST_PAUSE = 300.0
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -121,7 +123,7 @@ class EndpointHost(Host):
         """Ask for some samples, trying again where that may help."""
         body, headers = self.adapter.request(rows[part])
         limits = self.adapter.limits
-        problem = ""
+        problem, hint = "", _ADAPTER
         for attempt in range(limits.retries + 1):
             self._pace()
             pause = min(_LONGEST_PAUSE, 0.5 * 2**attempt * (1 + random.random() / 4))  # noqa: S311
@@ -130,12 +132,14 @@ class EndpointHost(Host):
             except (OSError, http.client.HTTPException) as error:
                 self._close()
                 problem = f"{type(error).__name__}: {error}"
+                unreached = isinstance(error, (ConnectionRefusedError, socket.gaierror))
+                hint = _ADDRESS if unreached else _ADAPTER
             else:
                 if status == 200:
                     labels = self.adapter.read_all(_parsed(reply), len(part))
                     extra = {"status": status, "tries": attempt + 1}
                     return [(i, label, extra) for i, label in zip(part, labels, strict=True)]
-                problem = f"status {status}"
+                problem, hint = f"status {status}", _ADAPTER
                 if status not in _LATER:
                     break
                 pause = pause if after is None else min(_LONGEST_PAUSE, after)
@@ -147,7 +151,7 @@ class EndpointHost(Host):
             f"'{self._address.hostname}' did not answer question {done + 1}: {problem}.",
             hint=f"{done} answers are in the transcript; run again with it to go on."
             if done
-            else "Check that the adapter asks as the service wants to be asked; then run again.",
+            else hint,
         )
 
     def _pace(self) -> None:

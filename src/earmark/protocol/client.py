@@ -40,7 +40,7 @@ class Client:
         status, body = self.exchange(path, data, limit=limit)
         if status != 200:
             raise NetworkError(
-                f"'{self.url}{path}' answered {status}: {body[:300].decode('utf-8', 'replace')}"
+                f"'{self.url}{path}' answered {status}: {body[:300].decode('utf-8', 'replace')!r}"
             )
         return body
 
