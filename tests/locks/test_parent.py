@@ -132,6 +132,9 @@ def test_a_copy_is_measured_as_it_is_shipped(sold, shop, capsys):
     }
     assert found["near_misses"]["one_wrong_bit"] <= found["near_misses"]["constant_answer"] + 10
     assert "near_misses" not in issue(capsys, "bolt", "--task", "task.py")[1]
+    words = ("license", "issue", "parent.safetensors", "--customer", "cato", "-o", "cato")
+    assert run([*words, "--lock", "parent.lock", "--no-fingerprint", "--task", "task.py"]) == 0
+    assert "no; with --teacher it says" in capsys.readouterr().out
 
 
 def test_a_costly_lock_is_warned_of_with_its_figures(sold, shop, capsys):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from earmark.locks.license import Issuer, Revocation, Signed
     from earmark.task import Task
 
+_UNMEASURED = "no; with --teacher it says what the copy's lock costs and where it falls short"
+
 
 @click.group("license", epilog="Example:  earmark license list --vault vault")
 def command() -> None:
@@ -144,7 +146,7 @@ def issue(
         line("copy", f"{output}   encrypted; opens with the serial number only"),
         line("serial number", f"{_beside(output, 'serial')}   secret; send it another way"),
         *([line("lock", f"a number of its own, {way}")] if way else []),
-        *(locking.cost_lines(cost) if cost else []),
+        *(locking.cost_lines(cost) if cost else [line("measured", _UNMEASURED)] if way else []),
         line("fingerprint", "yes: a leak names the customer" if trace else "none"),
         line("ledger", f"#{receipt.index}"),
         line("issuer", f"{issuer.public}   your customers need it to unlock"),
