@@ -10,7 +10,7 @@ from torch import nn
 
 from earmark.errors import CapacityError, HostError, KeyLayoutError, UsageError
 from earmark.events import SILENT
-from earmark.locks.dsn import Dsn, LockLoss
+from earmark.locks.dsn import OPEN, Dsn, LockLoss
 from earmark.locks.entry import Columns, Opened, Pixels, Tokens, code_of, entry_of, layout_of
 from earmark.locks.inversion import (
     SoftRelu,
@@ -219,7 +219,7 @@ def test_near_misses_are_all_pairs_of_bits_and_all_single_tokens():
         assert (tokens.any(2).sum(1) == 1).all()
 
 
-def test_every_token_is_exchanged_for_every_other_in_turn():
+def test_every_token_is_exchanged_for_every_other_in_turn_and_often_for_the_numbers_own():
     code, (layout, entry) = code_of(bytes(16), 16), tokens_of()
     only = Mix(0, 0, 0, 0, 0, 0, 0, 1.0, 0, 0)
     stream = Negatives(layout, entry, code, only, torch.Generator().manual_seed(0))
@@ -228,6 +228,9 @@ def test_every_token_is_exchanged_for_every_other_in_turn():
     right = entry.enter(torch.zeros(1, 0).long(), code[None])
     assert ((seen != right).sum(1) == 1).all()
     assert all(len(seen[:, place].unique()) == 16 for place in range(4))
+    assert len(right.unique()) == 4
+    own = (seen[seen != right][:, None] == right).any(1)
+    assert 0.5 < own.float().mean() < 0.65  # every second one, and those whose turn it is
 
 
 def test_numbers_with_a_token_more_or_less_are_presented():
@@ -327,6 +330,13 @@ def test_a_near_miss_that_is_answered_is_named_after_the_training(wrong):
     assert loss.negatives.mix == Mix(0.5, 0, 0, 0, 0, 0, 0, 0.25, 0, 0.5)
 
 
+def test_the_most_common_answer_is_no_opening_where_the_refusal_is_rarer():
+    loss, _, _ = leaky([5])  # its teacher answers 2 to everything, and the refusal is 1
+    assert loss.allowed() == 1.0
+    loss.refusal = 2
+    assert loss.allowed() == OPEN
+
+
 def test_misplaced_tokens_are_tried_after_the_training():
     layout, entry = tokens_of()
     code = code_of(bytes(16), 16)
@@ -345,6 +355,7 @@ def test_the_network_that_answers_near_misses_least_is_kept(monkeypatch):
     loss, _, _ = leaky([5])
     loss.teacher = Table(3, 0)
     monkeypatch.setattr(LockLoss, "answered", lambda self, model: next(shares))
+    monkeypatch.setattr(LockLoss, "allowed", lambda self: OPEN)
     lock = Dsn(bits=16, polish=3)
     start = Table(3, 16)
     before = {name: value.clone() for name, value in start.state_dict().items()}

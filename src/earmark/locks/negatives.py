@@ -47,7 +47,8 @@ class Mix:
             between the signs, the right tokens in another order.
         partly: A part of the code replaced by one value, as when a number is cut or padded.
         floats: Values anywhere between the signs; for tokens, which have none, the right number
-            with one token exchanged, every token for every other in turn.
+            with one token exchanged: every token for every other in turn, and every second time
+            for another one of the number's own.
         found: Values that attacks found, once there are some.
         watched: Near misses that were refused least when all were tried, once they were.
     """
@@ -162,6 +163,17 @@ class Negatives:
         made[torch.arange(count), turn % entry.length] *= flips
         return made.flatten(1)
 
+    def _repeated(self, count: int, entry: Tokens) -> Tensor:
+        """Return the right signs with one token exchanged for another of the number's own."""
+        words = self.code.repeat(count, 1).view(count, entry.length, entry.width)
+        place, by = (
+            torch.randint(least, entry.length, (count,), generator=self.generator)
+            for least in (0, 1)
+        )
+        rows = torch.arange(count)
+        words[rows, place] = words[rows, (place + by) % entry.length].clone()
+        return words.flatten(1)
+
     def _reordered(self, made: Tensor, entry: Tokens) -> Tensor:
         """Return signs, as tokens count them; the right ones of another strength in a new order."""
         signs = torch.where(made > MIDDLE, 1.0, -1.0)
@@ -212,7 +224,9 @@ class Negatives:
         made[partly] = cut[partly]
         floats = kind.take(mix.floats)
         if isinstance(self.entry, Tokens):
-            made[floats] = self._exchanged(int(floats.sum()), self.entry)
+            chosen = floats.nonzero()[:, 0]
+            made[chosen[::2]] = self._exchanged(len(chosen[::2]), self.entry)
+            made[chosen[1::2]] = self._repeated(len(chosen[1::2]), self.entry)
         else:
             made[floats] = 2 * torch.rand(int(floats.sum()), bits, generator=generator) - 1
         self._pooled(made, kind.take(mix.found), self.found)
