@@ -10,6 +10,7 @@ Run it again and it goes on where it stopped: finished cells stand in the rows f
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -50,6 +51,7 @@ from earmark.hosts import batches
 from earmark.keys.secret import Disclosure, Key
 from earmark.policy import log2_p
 from earmark.schemes import mtlsign
+from earmark.schemes.conceal import SETTINGS, conceal
 from earmark.schemes.mtlsign import MtlSign, labels_of
 from earmark.task import Task
 from earmark.training import train
@@ -175,9 +177,10 @@ class Cell:
         self.args, self.seed = args, seed
         some = load(args.data).subset(args.images, test=args.test)
         self.task: Task = image_task(args.network, some, recipe={"epochs": args.epochs})
-        settings = json.loads(args.scheme)
-        self.settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-        self.scheme = MtlSign(**self.settings)
+        settings = dict(SETTINGS if args.conceal else {}) | json.loads(args.scheme)
+        self.own = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+        self.settings = self.own | ({"concealed within": args.conceal} if args.conceal else {})
+        self.scheme = MtlSign(**self.own)
         self.budget = Budget(self.task, knowledge=Knowledge.SHARDS)
 
     @functools.cached_property
@@ -199,6 +202,15 @@ class Cell:
         """The marked model, and CPU seconds (null seconds from the cache)."""
 
         def make() -> nn.Module:
+            if reach := self.args.conceal:
+                return conceal(
+                    self.task,
+                    self.scheme,
+                    self.key,
+                    model=copy.deepcopy(self.twin[0]),
+                    seed=self.seed,
+                    reach=reach,
+                ).model
             model = self.fresh()
             with self.scheme.attach(model, self.key) as mark:
                 return train(self.task, seed=self.seed, model=model, mark=mark).model
@@ -215,6 +227,7 @@ class Cell:
         name = json.dumps([self.task.name, dict(self.task.recipe), size], sort_keys=True)
         if kind == "marked":
             name += repr(self.scheme) + str(self.args.candidates)
+            name += f" near {self.args.conceal}" if self.args.conceal else ""
         folder = Path(tempfile.gettempdir()) / "earmark-benchmarks"
         folder.mkdir(exist_ok=True)
         path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{self.seed}.pt"
@@ -331,7 +344,7 @@ def run(args: argparse.Namespace) -> None:
         for attack, made in (("none", "marked"), ("twin", "twin")):
             if missing(attack) and not args.no_twin * (attack == "twin"):
                 write(args.rows, cell.row(attack, *getattr(cell, made)))
-        for name, attack in attacks(cell.key, args.network, overwrite=cell.settings).items():
+        for name, attack in attacks(cell.key, args.network, overwrite=cell.own).items():
             if time.monotonic() > until:
                 return
             if missing(name) and (not args.attacks or name in args.attacks):
@@ -446,6 +459,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--test", type=int, default=5000, help="test images")
     parser.add_argument("--scheme", default="{}", help="settings of the scheme, JSON")
+    parser.add_argument("--conceal", type=float, default=0.0, help="reach from the twin")
     parser.add_argument("--candidates", type=int, default=4096)
     parser.add_argument("--attacks", type=lambda text: set(text.split(",")), default=set())
     parser.add_argument("--no-twin", action="store_true")

@@ -2,7 +2,7 @@
 
     python benchmarks/mtlsign_stealth.py --shadows 50
     python benchmarks/mtlsign_stealth.py --shadows 50 --alike
-    python benchmarks/mtlsign_stealth.py --shadows 50 --force 30 --resemble --head head
+    python benchmarks/mtlsign_stealth.py --shadows 50 --conceal 0.06
 
 The attacker knows the scheme and trains shadow models of both kinds, one of each from every seed,
 with a key for each. Tests are scored on models that they never saw, whose seeds they never saw
@@ -11,15 +11,16 @@ fall into two clusters within a class; and classifiers on many statistics of wei
 and on these with norms, biases and answers. An AUC of 0.5 is a guess; a test that is wrong more
 often than right is turned round. With --alike the models without the mark are trained in the same
 way, with triggers that ride and samples that are settled, but nothing is marked: what is then told
-apart is the mark, not the way of training. With --force the marked models are held to the weights
-of unmarked twins that the attacker has not got, and with --resemble they are rescaled to those
-twins' sizes. Models and what is found in them are kept in the folder for temporary files; run it
-again, or several times at once with --part, and it goes on.
+apart is the mark, not the way of training. With --conceal
+the marked models are the unmarked ones themselves, moved a little to bear the mark, as `earmark
+protect --conceal` does it. Models and what is found in them are kept in the folder for temporary
+files; run it again, or several times at once with --part, and it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import hashlib
 import json
@@ -40,14 +41,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from earmark.attacks.obfuscate import resemble
 from earmark.bench.data import load
 from earmark.bench.zoo import image_task
 from earmark.hosts import batches
 from earmark.keys.secret import Key
 from earmark.policy import log2_p
+from earmark.schemes.conceal import SETTINGS, conceal, gentle
 from earmark.schemes.embedding import embed, fresh_model
-from earmark.schemes.likeness import Likeness
 from earmark.schemes.mtlsign import MtlSign
 from earmark.task import Task
 from earmark.training import train
@@ -166,7 +166,7 @@ class Shadows:
         some = load(args.data).subset(args.images, test=2000)
         recipe = {"epochs": args.epochs, "lr": 0.05}
         self.task: Task = image_task(args.network, some, batch=64, recipe=recipe)
-        self.scheme = MtlSign(**args.settings)
+        self.scheme = MtlSign(**(SETTINGS if args.conceal else {}) | args.settings)
         stream = list(self.task.stream("train", 0))
         half = len(stream) // 2
         self.mine, self.theirs = batches.join(stream[half:]), batches.join(stream[:half])
@@ -190,22 +190,22 @@ class Shadows:
         )
 
     def marked(self, seed: int) -> nn.Module:
-        """Return a marked model, made to resemble an unmarked one if that is asked for."""
-        twin = self.args.force or self.args.resemble
-        like = self.plain(1000 + seed % 10) if twin else None
-
-        def make() -> nn.Module:
-            model, key = fresh_model(self.task, seed), self.key(seed)
-            with self.scheme.attach(model, key) as mark:
-                held = Likeness(mark, model, like, force=self.args.force) if like else mark
-                return train(self.task, seed=seed, model=model, mark=held).model
-
-        made = self._kept(["marked", repr(self.scheme), self.args.force], seed, make)
-        return (
-            resemble(made, like, head=self.args.head).eval()
-            if self.args.resemble and like is not None
-            else made
+        """Return a marked model: trained with the mark, or concealed near the unmarked one."""
+        if self.args.conceal:
+            return self._kept(self._how(), seed, lambda: self._near(seed))
+        return self._kept(
+            ["marked", repr(self.scheme)],
+            seed,
+            lambda: embed(self.task, self.scheme, self.key(seed), seed=seed).model,
         )
+
+    def _how(self) -> list[Any]:
+        return ["concealed", repr(self.scheme), self.args.conceal, gentle(self.task)]
+
+    def _near(self, seed: int) -> nn.Module:
+        model, reach = copy.deepcopy(self.plain(seed)), self.args.conceal
+        made = conceal(self.task, self.scheme, self.key(seed), model=model, seed=seed, reach=reach)
+        return made.model
 
     def _path(self, about: list[Any], seed: int, suffix: str) -> Path:
         name = json.dumps([self.task.name, dict(self.task.recipe), self.args.images, about])
@@ -229,8 +229,8 @@ class Shadows:
     def pair_path(self, seed: int) -> Path:
         """Return where what is seen of a seed's pair is kept."""
         args = self.args
-        how = [args.alike, args.force, args.resemble, args.head]
-        return self._path(["pair", repr(self.scheme), *how], seed, "json")
+        how = self._how() if args.conceal else [repr(self.scheme), args.alike]
+        return self._path(["pair", *how], seed, "json")
 
     def pair(self, seed: int) -> dict[str, Any]:
         """Return what is seen of a seed's two models, utilities, and the marked one's bits."""
@@ -286,9 +286,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--alike", action="store_true", help="train the others in the same way")
-    parser.add_argument("--force", type=float, default=0.0, help="hold weights to a twin's")
-    parser.add_argument("--resemble", action="store_true", help="rescale units to a twin's sizes")
-    parser.add_argument("--head", default="", help="last layer, to be rescaled as well")
+    parser.add_argument("--conceal", type=float, default=0.0, help="reach from finished models")
     parser.add_argument("--part", type=int, default=0, help="train only this part, write no row")
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--kept", action="store_true", help="judge what is kept, train nothing")
@@ -319,9 +317,7 @@ def main() -> None:
         "statistics": len(usual),
         "everything": len(names),
         "alike": args.alike,
-        "force": args.force,
-        "resemble": args.resemble,
-        "head": args.head,
+        "conceal": args.conceal,
     }
     logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     forest = RandomForestClassifier(300, random_state=0)

@@ -46,7 +46,8 @@ def _settings(row: dict) -> str:
         name: " and ".join(value) if isinstance(value, list) else value
         for name, value in row["settings"].items()
     }
-    return ", ".join(f"{k} {v}" for k, v in sorted(named.items())) or "the default"
+    plain = {k: f"{v:g}" if isinstance(v, float) else v for k, v in named.items()}
+    return ", ".join(f"{k} {v}" for k, v in sorted(plain.items())) or "the default"
 
 
 def _label(row: dict) -> str:
@@ -200,10 +201,8 @@ def stealth() -> str:
     ]
     for row in rows_of("mtlsign_stealth"):
         settings = _settings(row)
-        if row.get("force"):
-            settings += f"; held to a twin's weights, force {row['force']:g}"
-        if row.get("resemble"):
-            settings += "; rescaled to a twin's sizes" + ", scores too" * bool(row.get("head"))
+        if row.get("conceal"):
+            settings = "concealed"
         tests = [
             f"{row[f'auc_{t}']:.2f} (to {row[f'auc_{t}_interval'][1]:.2f})"
             for t in ("variance", "clusters", "meta_logistic", "meta_forest")

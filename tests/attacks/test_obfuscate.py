@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from earmark.attacks.base import Budget
-from earmark.attacks.obfuscate import Dummies, FlipSigns, Obfuscate, Permute, Scale, resemble
+from earmark.attacks.obfuscate import Dummies, FlipSigns, Obfuscate, Permute, Scale
 from earmark.attacks.prune import PruneChannels
 from earmark.attacks.tracing import groups
 from earmark.bench import zoo
@@ -215,49 +215,3 @@ def test_refuses_settings_that_make_no_sense(make_attack):
 def test_says_so_when_there_is_nothing_to_move(budget):
     with pytest.raises(HostError, match="No interchangeable units"):
         Permute().run(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), budget, seed=0)
-
-
-@pytest.mark.parametrize("name", ["small-cnn", "resnet8"])
-def test_resembling_takes_over_sizes_and_keeps_the_function(name):
-    def made(seed, size):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = zoo.NETWORKS[name](IMAGE[1:], 10).eval()
-        with torch.no_grad():
-            for layer in model.modules():
-                if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                    layer.weight.mul_(size)
-        return model
-
-    model, like = made(0, 2.0), made(1, 1.0)
-    before = state_digest(model.state_dict())
-    dressed = resemble(model, like)
-    inputs = torch.randn(IMAGE, generator=torch.Generator().manual_seed(2))
-    assert torch.allclose(dressed(inputs), model(inputs), rtol=1e-4, atol=1e-4)
-    assert state_digest(model.state_dict()) == before
-
-    def sizes(net):
-        first = next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
-        return first.weight.detach().flatten(1).norm(dim=1).sort().values
-
-    assert torch.allclose(sizes(dressed), sizes(like), rtol=1e-4)
-    assert not torch.allclose(sizes(model), sizes(like), rtol=0.1)
-
-
-def test_resembling_the_head_too_multiplies_all_scores_by_one_number():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model, like = (zoo.SmallCnn(IMAGE[1:], 10).eval() for _ in range(2))
-    with torch.no_grad():
-        model.head.weight.mul_(3.0)
-    dressed = resemble(model, like, head="head")
-    inputs = torch.randn(IMAGE, generator=torch.Generator().manual_seed(2))
-    ratio = dressed(inputs) / model(inputs)
-    assert torch.allclose(ratio, ratio.mean().expand_as(ratio), rtol=1e-3)
-    assert ratio.mean() < 0.7
-    assert torch.allclose(dressed.head.weight.norm(), like.head.weight.norm(), rtol=1e-4)
-
-
-def test_resembling_refuses_another_build():
-    with pytest.raises(HostError):
-        resemble(zoo.SmallCnn(IMAGE[1:], 10), zoo.SmallCnn(IMAGE[1:], 10, width=8))

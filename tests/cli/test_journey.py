@@ -20,6 +20,7 @@ from earmark.hosts.suspects import load_suspect
 from earmark.keys.secret import Key
 from earmark.registry import scheme
 from earmark.task import load_task
+from earmark.training import train
 from earmark.vault import Vault
 
 
@@ -181,6 +182,35 @@ def test_what_would_fail_later_leaves_no_key_behind(desk, earmark, tmp_path) -> 
         assert code in (2, 5), err
         assert said in err
         assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_finished_network_is_marked_nearby(desk, earmark, earmark_json, tmp_path) -> None:
+    task, start, out = (
+        load_task(desk.task),
+        tmp_path / "plain.safetensors",
+        tmp_path / "r.safetensors",
+    )
+    save_release(train(task, seed=3).model, start)
+    command = ["protect", desk.task, "-o", out, "--vault", tmp_path / "vault", "--owner", "Test"]
+    for more, said in (
+        (["--conceal", "0.1"], "nothing to stay near"),
+        (["--conceal", "0.1", "--from", start, "--distill", start], "--distill with --conceal"),
+        (["--conceal", "0.1", "--from", start, "--scheme", "deepwater"], "cannot be concealed"),
+        (["--conceal", "0.1", "--from", start, "--set", "settle=1"], "settle"),
+    ):
+        code, _, err = earmark(*command, *more)
+        assert code == 2, err
+        assert said in err
+        assert not (tmp_path / "vault").exists()
+    code, document = earmark_json(*command, "--from", start, "--conceal", "0.15", "--epochs", "12")
+    assert code == 0
+    assert document["verdict"]["bits"] > 64
+    was, found = (load_suspect(task.model(), path).state_dict() for path in (start, out))
+    for name, value in found.items():
+        if value.ndim > 1:
+            assert 0 < (value - was[name]).norm() < 0.16 * was[name].norm(), name
+        else:
+            assert torch.equal(value, was[name]), name
 
 
 def test_settings_that_were_given_are_not_advised_again(desk) -> None:

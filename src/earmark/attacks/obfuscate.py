@@ -5,7 +5,6 @@ They cost nothing and need nothing, and they break every mark that is read at fi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,7 +22,6 @@ _INVARIANT = (
     "Yan et al. 2022, invariant neuron transforms: permutation, scaling and sign flips. Here "
     "groups behind residual additions move together, and batch norms absorb factors exactly."
 )
-_TINY = 1e-12
 _DUMMY = "Yan et al. 2023, neural structural obfuscation: dummy units that cancel."
 
 
@@ -309,57 +307,3 @@ class Obfuscate(Attack):
             model = part.change(model, budget, seed=seed + 7919 * index)
         FlipSigns().flip(model, seed=seed)
         return model
-
-
-def resemble(model: nn.Module, like: nn.Module, *, head: str = "") -> nn.Module:
-    """Rescale hidden units until their weights are as large as another network's.
-
-    What a unit's incoming weights measure is anybody's choice where the next layer undoes it. Here
-    the sizes, smallest to largest, become those of a network of the same build. The owner uses it
-    so that a mark does not show in the weights' variance; an attacker gains nothing from it that
-    :class:`Scale` would not give.
-
-    Args:
-        model: The network; it stays as it is.
-        like: A network of the same build.
-        head: Name of the last layer, if its size may be taken over too: all scores are then
-            multiplied by one positive number, which changes no answer, only how sure it looks.
-
-    Returns:
-        A copy that computes the same function, but for that number.
-
-    Raises:
-        HostError: The two networks differ in their hidden units.
-    """
-    made = copy.deepcopy(model)
-    ours, theirs = groups(made), groups(like)
-    if [(g.size, len(g.stages)) for g in ours] != [(g.size, len(g.stages)) for g in theirs]:
-        raise HostError(
-            "The network to resemble has other hidden units.",
-            hint="Train one of the same build, without the mark.",
-        )
-    for mine, his in zip(ours, theirs, strict=True):
-        for stage, other in zip(mine.stages, his.stages, strict=True):
-            if stage.positive and stage.writers:
-                size, wanted = _sizes(stage.writers), _sizes(other.writers)
-                factors = torch.ones_like(size)
-                factors[size.argsort()] = wanted.sort().values / size.sort().values.clamp(min=_TINY)
-                units.scale(stage, factors.clamp(min=_TINY))
-    if head:
-        last, other_last = made.get_submodule(head), like.get_submodule(head)
-        factor = _sizes([other_last]).norm() / _sizes([last]).norm().clamp(min=_TINY)
-        with torch.no_grad():
-            for value in last.parameters():
-                value.mul_(factor)
-    return made
-
-
-def _sizes(writers: list[nn.Module]) -> Tensor:
-    """Return the length of each unit's incoming weights."""
-    parts = [
-        weight.detach().reshape(len(weight), -1)
-        for weight in (getattr(writer, "weight", None) for writer in writers)
-        if isinstance(weight, Tensor)
-    ]
-    length: Tensor = torch.cat(parts, 1).norm(dim=1)
-    return length

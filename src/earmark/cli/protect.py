@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,13 @@ _BETTER = {
     type=click.Path(path_type=Path),
     help="Distil from these weights (safetensors) while embedding.",
 )
+@click.option(
+    "--conceal",
+    "reach",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Move the weights of --from by this share of their size at most, 0.06 is usual, so that "
+    "nobody who lacks them sees the mark.",
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the task's own.")
 @click.option("--seed", type=int, help="Seed of the training; drawn and shown if not given.")
 @click.option(
@@ -87,6 +95,7 @@ def command(
     settings: tuple[str, ...],
     start: Path | None,
     teacher: Path | None,
+    reach: float | None,
     epochs: int | None,
     seed: int | None,
     checkpoint: Path | None,
@@ -119,11 +128,15 @@ def command(
         _check_place(checkpoint, key_name)
     word = ready(vault_path, owner, passphrase_file)
     task = load_task(task_path)
-    scheme = registry.scheme(scheme_name, **options.parse_settings(settings))
+    given = options.parse_settings(settings)
+    if reach is not None:
+        scheme = _hiding(scheme_name, given, start, teacher)
+    else:
+        scheme = registry.scheme(scheme_name, **given)
     bars = Bars(quiet=quiet or as_json)
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
     community = community_of(community_path)
-    recipe = rehearsed(task, start, teacher, epochs)
+    recipe = rehearsed(task, start, teacher, epochs, conceal=reach is not None)
     new, advice = (None, "") if key_name else fresh_key(task, scheme)
     first = None if new is None else before(task, scheme, new, start, drawn)
     vault = open_vault(vault_path, owner, word, bars)
@@ -137,7 +150,8 @@ def command(
         bars.note(note)
     kept = [] if first is None else keep_start(task, key, first, vault.start(registration))
     try:
-        trained = train_marked(task, scheme, key, start, teacher, recipe, drawn, checkpoint, bars)
+        way = (start, teacher, reach)
+        trained = train_marked(task, scheme, key, way, recipe, drawn, checkpoint, bars)
     except KeyboardInterrupt:
         bars.note(_way_on(registration, drawn, checkpoint))
         raise
@@ -241,7 +255,31 @@ def _way_on(registration: Registration, seed: int, checkpoint: Path | None) -> s
     )
 
 
-def rehearsed(task: Task, start: Path | None, teacher: Path | None, epochs: int | None) -> Recipe:
+def _hiding(
+    scheme_name: str,
+    settings: Mapping[str, Any],  # Any: as given
+    start: Path | None,
+    teacher: Path | None,
+) -> Scheme:
+    """Return a scheme with settings that hide well.
+
+    Raises:
+        UsageError: There is nothing to stay near, or the scheme or a setting does not hide.
+    """
+    from earmark.schemes.conceal import SETTINGS, require_hiding
+
+    if start is None or teacher is not None:
+        raise UsageError(
+            "--conceal has nothing to stay near." if start is None else "--distill with --conceal.",
+            expected="A finished network, named with --from, and no other teacher than it.",
+        )
+    usual = SETTINGS if scheme_name == "mtlsign" else {}
+    return require_hiding(registry.scheme(scheme_name, **{**usual, **settings}))
+
+
+def rehearsed(
+    task: Task, start: Path | None, teacher: Path | None, epochs: int | None, *, conceal: bool
+) -> Recipe:
     """Return a training's recipe, once the task was tried on a network that is thrown away.
 
     Whatever of the user's own can fail fails here, before there is a key or a release.
@@ -254,10 +292,14 @@ def rehearsed(task: Task, start: Path | None, teacher: Path | None, epochs: int 
     from earmark.training import Recipe, distillation_loss, rehearse
 
     changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}  # Any: Recipe
+    if conceal:
+        from earmark.schemes.conceal import gentle
+
+        changes = gentle(task) | changes
     recipe = Recipe.of(task.recipe, **changes)
-    loss = None
-    if teacher is not None:
-        loss = distillation_loss(_finished(task, teacher).eval(), task, recipe.temperature)
+    loss, taught = None, start if conceal else teacher
+    if taught is not None:
+        loss = distillation_loss(_finished(task, taught).eval(), task, recipe.temperature)
     model = _finished(task, start) if start else fresh_model(task, 0)
     rehearse(task, model, recipe=recipe, loss=loss)
     return recipe
@@ -285,16 +327,29 @@ def train_marked(
     task: Task,
     scheme: Scheme,
     key: Key,
-    start: Path | None,
-    teacher: Path | None,
+    way: tuple[Path | None, Path | None, float | None],
     recipe: Recipe,
     seed: int,
     checkpoint: Path | None,
     bars: Bars,
 ) -> Trained:
-    """Train with the mark: from scratch, from weights, or from a teacher."""
+    """Train with the mark: from scratch, from weights, from a teacher, or near weights."""
+    from earmark.schemes.conceal import conceal, require_hiding
     from earmark.schemes.embedding import embed
 
+    start, teacher, reach = way
+    if reach is not None and start is not None:
+        return conceal(
+            task,
+            require_hiding(scheme),
+            key,
+            model=_finished(task, start),
+            seed=seed,
+            reach=reach,
+            recipe=recipe,
+            checkpoint=checkpoint,
+            events=bars,
+        )
     return embed(
         task,
         scheme,

@@ -54,7 +54,7 @@ from earmark.schemes.base import Mark, Scheme
 _LEAST = 16
 _OWN_PASS = 32
 _SETTLE_EVERY = 2
-_NORMS = (
+NORMS = (
     nn.modules.batchnorm._BatchNorm,  # noqa: SLF001 - the one base of all batch norms
     nn.modules.instancenorm._InstanceNorm,  # noqa: SLF001 - as above
 )
@@ -226,7 +226,7 @@ class MtlSign(Scheme):
     @contextmanager
     def attach(
         self, model: nn.Module, key: Key, *, forward: Forward = plain_forward
-    ) -> Iterator[Mark]:
+    ) -> Iterator[RidingMark]:
         """Attach the mark to a model for the time of a `with` block.
 
         Raises:
@@ -419,6 +419,7 @@ class RidingMark(Mark):
         self._step = 0
         self._round = 0
         self._riding: Tensor | None = None
+        self.riders = 0
         self._length = 0
         self._classes: Tensor | None = None
         self._lr = self._peak = 0.0
@@ -443,9 +444,10 @@ class RidingMark(Mark):
             self._order = self._shuffled()
 
     def mix(self, batch: Tree) -> Tree:
-        """Return the batch with its first samples replaced by triggers."""
+        """Return the batch with its first samples, `riders` of them, replaced by triggers."""
         self._length = batches.size(batch)
         riders = min(round(self._length * self._scheme.share), len(self._signs))
+        self.riders = riders
         self._classes = None
         if riders < 1:
             self._riding = None
@@ -581,7 +583,7 @@ def _within(features: Tensor, groups: Tensor, counted: Tensor) -> Tensor:
 @contextlib.contextmanager
 def frozen_norms(model: nn.Module) -> Iterator[None]:
     """Keep normalization layers from taking statistics inside the block."""
-    modes = [(layer, layer.training) for layer in model.modules() if isinstance(layer, _NORMS)]
+    modes = [(layer, layer.training) for layer in model.modules() if isinstance(layer, NORMS)]
     for layer, _ in modes:
         layer.eval()
     try:

@@ -1,0 +1,110 @@
+"""Marking a finished network near what it was: how far it moves, what it bears, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from earmark.bench.data import load
+from earmark.bench.zoo import image_task
+from earmark.errors import UsageError
+from earmark.hosts import batches
+from earmark.policy import log2_p
+from earmark.schemes.conceal import SETTINGS, conceal
+from earmark.schemes.embedding import fresh_model
+from earmark.schemes.mtlsign import MtlSign
+from earmark.training import Recipe, train
+
+SCHEME = MtlSign(**SETTINGS)
+REACH = 0.1
+
+
+@pytest.fixture(scope="module")
+def task():
+    return image_task("small-cnn", load("digits"), batch=64, recipe={"epochs": 10, "lr": 0.05})
+
+
+@pytest.fixture(scope="module")
+def plain(task) -> nn.Module:
+    return train(task, seed=0).model
+
+
+@pytest.fixture(scope="module")
+def key(task):
+    inputs = batches.join(list(task.stream("train", 0))[:12])
+    return SCHEME.new_key(task.host(fresh_model(task, 0)), inputs=inputs, secret=bytes(range(32)))
+
+
+@pytest.fixture(scope="module")
+def concealed(task, plain, key) -> nn.Module:
+    return conceal(task, SCHEME, key, model=copy.deepcopy(plain), seed=1, reach=REACH).model
+
+
+def test_the_mark_is_borne_and_the_task_kept(task, plain, key, concealed):
+    assert -log2_p(SCHEME.measure(task.host(plain), key)) < 20
+    assert -log2_p(SCHEME.measure(task.host(concealed), key)) > 64
+    assert task.evaluate(concealed) > task.evaluate(plain) - 1
+
+
+def test_weights_stay_within_reach_at_their_size_and_nothing_else_moves(plain, concealed):
+    was = dict(plain.state_dict())
+    moved = 0
+    for name, value in concealed.state_dict().items():
+        if value.ndim < 2:
+            assert torch.equal(value, was[name]), name
+            continue
+        size = was[name].norm()
+        assert (value - was[name]).norm() < 1.05 * REACH * size, name
+        assert torch.allclose(value.norm(), size, rtol=1e-4), name
+        moved += not torch.equal(value, was[name])
+    assert moved >= 4
+    assert all(value.requires_grad for value in concealed.parameters())
+
+
+def test_holding_features_keeps_those_of_other_samples(task, plain, key, concealed):
+    free = conceal(task, SCHEME, key, model=copy.deepcopy(plain), seed=1, reach=REACH, hold=0.0)
+    others = batches.join(list(task.stream("test", 0)))
+    names = key.layout.carrier
+
+    def away(model: nn.Module) -> float:
+        was = task.host(plain).features(others, names)
+        found = task.host(model).features(others, names)
+        return sum(float(((found[n] - was[n]) ** 2).mean() / was[n].var()) for n in names)
+
+    assert away(concealed) < 0.8 * away(free.model)
+
+
+@pytest.mark.parametrize("wrong", [{"reach": 0.0}, {"reach": 1.0}, {"hold": -1.0}])
+def test_refuses_a_reach_that_makes_no_sense(task, plain, key, wrong):
+    with pytest.raises(UsageError, match="reach"):
+        conceal(task, SCHEME, key, model=plain, seed=1, **wrong)
+
+
+def test_refuses_to_settle(task, plain, key):
+    with pytest.raises(UsageError, match="settle"):
+        conceal(task, MtlSign(triggers=256), key, model=plain, seed=1)
+
+
+def test_a_resumed_training_ends_as_one_in_a_piece(task, plain, key, tmp_path, monkeypatch):
+    from earmark import training
+
+    recipe = Recipe.of(task.recipe, epochs=2, lr=0.02, weight_decay=0.0)
+    whole = conceal(task, SCHEME, key, model=copy.deepcopy(plain), seed=1, recipe=recipe).model
+    run_epoch, state = training._Loop.epoch, tmp_path / "state"
+
+    def interrupted(loop, epoch, *rest):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        run_epoch(loop, epoch, *rest)
+
+    own = {"seed": 1, "recipe": recipe, "checkpoint": state}
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Loop, "epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            conceal(task, SCHEME, key, model=copy.deepcopy(plain), **own)
+    resumed = conceal(task, SCHEME, key, model=copy.deepcopy(plain), **own).model
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(value, resumed.state_dict()[name], atol=1e-6), name
