@@ -11,10 +11,10 @@ fall into two clusters within a class; and classifiers on many statistics of wei
 and on these with norms, biases and answers. An AUC of 0.5 is a guess; a test that is wrong more
 often than right is turned round. With --alike the models without the mark are trained in the same
 way, with triggers that ride and samples that are settled, but nothing is marked: what is then told
-apart is the mark, not the way of training. With --conceal
-the marked models are the unmarked ones themselves, moved a little to bear the mark, as `earmark
-protect --conceal` does it. Models and what is found in them are kept in the folder for temporary
-files; run it again, or several times at once with --part, and it goes on.
+apart is the mark, not the way of training. With --conceal the marked models are the unmarked ones
+themselves, moved a little to bear the mark, as `earmark protect --conceal` does it. Models and what
+is found in them are kept in the folder for temporary files; run it again, or several times at once
+with --part, and it goes on.
 """
 
 from __future__ import annotations

@@ -150,8 +150,8 @@ def command(
         bars.note(note)
     kept = [] if first is None else keep_start(task, key, first, vault.start(registration))
     try:
-        way = (start, teacher, reach)
-        trained = train_marked(task, scheme, key, way, recipe, drawn, checkpoint, bars)
+        weights = (start, teacher)
+        trained = train_marked(task, scheme, key, weights, reach, recipe, drawn, checkpoint, bars)
     except KeyboardInterrupt:
         bars.note(_way_on(registration, drawn, checkpoint))
         raise
@@ -327,7 +327,8 @@ def train_marked(
     task: Task,
     scheme: Scheme,
     key: Key,
-    way: tuple[Path | None, Path | None, float | None],
+    weights: tuple[Path | None, Path | None],
+    reach: float | None,
     recipe: Recipe,
     seed: int,
     checkpoint: Path | None,
@@ -337,7 +338,7 @@ def train_marked(
     from earmark.schemes.conceal import conceal, require_hiding
     from earmark.schemes.embedding import embed
 
-    start, teacher, reach = way
+    start, teacher = weights
     if reach is not None and start is not None:
         return conceal(
             task,

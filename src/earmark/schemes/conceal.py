@@ -25,7 +25,7 @@ from earmark.hosts import taps
 from earmark.hosts.batches import Tree
 from earmark.keys.secret import Key
 from earmark.schemes.base import Mark, Scheme
-from earmark.schemes.mtlsign import NORMS, MtlSign, RidingMark
+from earmark.schemes.mtlsign import MtlSign, frozen_norms
 from earmark.task import Task
 from earmark.training import Recipe, Trained, distillation_loss, train
 
@@ -99,13 +99,13 @@ def conceal(
         taps.reading(before, names) as seen_before,
         _only_weights(model),
     ):
-        near = _Near(mark, model, before, reach)
 
         def loss(net: nn.Module, batch: Tree) -> Tensor:
-            total = distil(net, batch)
+            with frozen_norms(net):
+                total = distil(net, batch)
             for name in names if hold else ():
-                was = seen_before[name][near.riders :].detach()
-                gap = (seen[name][near.riders :] - was).square().mean()
+                was = seen_before[name][mark.riders :].detach()
+                gap = (seen[name][mark.riders :] - was).square().mean()
                 total = total + hold * gap / was.var(0).mean().clamp(min=_TINY)
             return total
 
@@ -114,7 +114,7 @@ def conceal(
             seed=seed,
             recipe=recipe,
             model=model,
-            mark=near,
+            mark=_Near(mark, model, before, reach),
             loss=loss,
             checkpoint=checkpoint,
             purpose=f"conceal {reach} {hold} {key.layout.digest()} {key.beacon}",
@@ -147,19 +147,13 @@ def gentle(task: Task) -> dict[str, Any]:  # Any: fields of Recipe
 class _Near(Mark):
     """A mark that keeps a network's weights within reach of what they were."""
 
-    def __init__(self, mark: RidingMark, model: nn.Module, before: nn.Module, reach: float) -> None:
+    def __init__(self, mark: Mark, model: nn.Module, before: nn.Module, reach: float) -> None:
         self._mark, self._model, self._reach = mark, model, reach
         self._before = {name: value.detach() for name, value in before.named_parameters()}
-        self.riders = 0
 
     def mix(self, batch: Tree) -> Tree:
-        """Return the batch as the mark mixes it; norms do not follow it."""
-        for module in self._model.modules():
-            if isinstance(module, NORMS):
-                module.eval()
-        mixed = self._mark.mix(batch)
-        self.riders = self._mark.riders
-        return mixed
+        """Return the batch as the mark mixes it."""
+        return self._mark.mix(batch)
 
     def loss(self) -> Tensor:
         """Return the mark's term."""

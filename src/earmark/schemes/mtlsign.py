@@ -54,7 +54,7 @@ from earmark.schemes.base import Mark, Scheme
 _LEAST = 16
 _OWN_PASS = 32
 _SETTLE_EVERY = 2
-NORMS = (
+_NORMS = (
     nn.modules.batchnorm._BatchNorm,  # noqa: SLF001 - the one base of all batch norms
     nn.modules.instancenorm._InstanceNorm,  # noqa: SLF001 - as above
 )
@@ -446,8 +446,7 @@ class RidingMark(Mark):
     def mix(self, batch: Tree) -> Tree:
         """Return the batch with its first samples, `riders` of them, replaced by triggers."""
         self._length = batches.size(batch)
-        riders = min(round(self._length * self._scheme.share), len(self._signs))
-        self.riders = riders
+        self.riders = riders = min(round(self._length * self._scheme.share), len(self._signs))
         self._classes = None
         if riders < 1:
             self._riding = None
@@ -583,7 +582,7 @@ def _within(features: Tensor, groups: Tensor, counted: Tensor) -> Tensor:
 @contextlib.contextmanager
 def frozen_norms(model: nn.Module) -> Iterator[None]:
     """Keep normalization layers from taking statistics inside the block."""
-    modes = [(layer, layer.training) for layer in model.modules() if isinstance(layer, NORMS)]
+    modes = [(layer, layer.training) for layer in model.modules() if isinstance(layer, _NORMS)]
     for layer, _ in modes:
         layer.eval()
     try:
