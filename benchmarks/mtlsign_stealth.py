@@ -200,7 +200,7 @@ class Shadows:
         )
 
     def _how(self) -> list[Any]:
-        return ["concealed", repr(self.scheme), self.args.conceal, gentle(self.task)]
+        return ["concealed", repr(self.scheme), self.args.conceal, gentle(self.task, self.scheme)]
 
     def _near(self, seed: int) -> nn.Module:
         model, reach = copy.deepcopy(self.plain(seed)), self.args.conceal

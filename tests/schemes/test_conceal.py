@@ -13,7 +13,7 @@ from earmark.bench.zoo import image_task
 from earmark.errors import UsageError
 from earmark.hosts import batches
 from earmark.policy import log2_p
-from earmark.schemes.conceal import SETTINGS, conceal
+from earmark.schemes.conceal import SETTINGS, conceal, gentle
 from earmark.schemes.embedding import fresh_model
 from earmark.schemes.mtlsign import MtlSign
 from earmark.training import Recipe, train
@@ -38,9 +38,15 @@ def key(task):
     return SCHEME.new_key(task.host(fresh_model(task, 0)), inputs=inputs, secret=bytes(range(32)))
 
 
+def near(task, plain, key, **settings) -> nn.Module:
+    recipe = Recipe.of(task.recipe, **gentle(task, SCHEME) | {"epochs": 10})
+    own = {"seed": 1, "reach": REACH, "recipe": recipe} | settings
+    return conceal(task, SCHEME, key, model=copy.deepcopy(plain), **own).model
+
+
 @pytest.fixture(scope="module")
 def concealed(task, plain, key) -> nn.Module:
-    return conceal(task, SCHEME, key, model=copy.deepcopy(plain), seed=1, reach=REACH).model
+    return near(task, plain, key)
 
 
 def test_the_mark_is_borne_and_the_task_kept(task, plain, key, concealed):
@@ -65,7 +71,7 @@ def test_weights_stay_within_reach_at_their_size_and_nothing_else_moves(plain, c
 
 
 def test_holding_features_keeps_those_of_other_samples(task, plain, key, concealed):
-    free = conceal(task, SCHEME, key, model=copy.deepcopy(plain), seed=1, reach=REACH, hold=0.0)
+    free = near(task, plain, key, hold=0.0)
     others = batches.join(list(task.stream("test", 0)))
     names = key.layout.carrier
 
@@ -74,7 +80,17 @@ def test_holding_features_keeps_those_of_other_samples(task, plain, key, conceal
         found = task.host(model).features(others, names)
         return sum(float(((found[n] - was[n]) ** 2).mean() / was[n].var()) for n in names)
 
-    assert away(concealed) < 0.8 * away(free.model)
+    assert away(concealed) < 0.8 * away(free)
+
+
+def test_every_trigger_rides_often_enough(task):
+    samples = sum(batches.size(batch) for batch in task.stream("train", 0))
+    epochs = gentle(task, SCHEME)["epochs"]
+    assert epochs > 10
+    rounds = epochs * samples * SCHEME.share / SCHEME.triggers
+    assert 32 <= rounds < 32 + samples * SCHEME.share / SCHEME.triggers
+    few = MtlSign(triggers=64, share=0.5, settle=0.0)
+    assert gentle(task, few)["epochs"] == 10, "no fewer than the task's own"
 
 
 @pytest.mark.parametrize("wrong", [{"reach": 0.0}, {"reach": 1.0}, {"hold": -1.0}])

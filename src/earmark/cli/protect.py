@@ -136,7 +136,7 @@ def command(
     bars = Bars(quiet=quiet or as_json)
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
     community = community_of(community_path)
-    recipe = rehearsed(task, start, teacher, epochs, conceal=reach is not None)
+    recipe = rehearsed(task, start, teacher, epochs, concealed=None if reach is None else scheme)
     new, advice = (None, "") if key_name else fresh_key(task, scheme)
     first = None if new is None else before(task, scheme, new, start, drawn)
     vault = open_vault(vault_path, owner, word, bars)
@@ -278,7 +278,11 @@ def _hiding(
 
 
 def rehearsed(
-    task: Task, start: Path | None, teacher: Path | None, epochs: int | None, *, conceal: bool
+    task: Task,
+    start: Path | None,
+    teacher: Path | None,
+    epochs: int | None,
+    concealed: Scheme | None = None,
 ) -> Recipe:
     """Return a training's recipe, once the task was tried on a network that is thrown away.
 
@@ -292,12 +296,12 @@ def rehearsed(
     from earmark.training import Recipe, distillation_loss, rehearse
 
     changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}  # Any: Recipe
-    if conceal:
-        from earmark.schemes.conceal import gentle
+    if concealed is not None:
+        from earmark.schemes.conceal import gentle, require_hiding
 
-        changes = gentle(task) | changes
+        changes = gentle(task, require_hiding(concealed)) | changes
     recipe = Recipe.of(task.recipe, **changes)
-    loss, taught = None, start if conceal else teacher
+    loss, taught = None, start if concealed else teacher
     if taught is not None:
         loss = distillation_loss(_finished(task, taught).eval(), task, recipe.temperature)
     model = _finished(task, start) if start else fresh_model(task, 0)

@@ -11,6 +11,7 @@ network from before has anything to compare with.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from earmark.errors import UsageError
 from earmark.events import SILENT, Events
-from earmark.hosts import taps
+from earmark.hosts import batches, taps
 from earmark.hosts.batches import Tree
 from earmark.keys.secret import Key
 from earmark.schemes.base import Mark, Scheme
@@ -33,6 +34,7 @@ SETTINGS: Mapping[str, Any] = {"triggers": 512, "share": 0.25, "weight": 0.5, "s
 """Settings of MTL-Sign that hide well."""
 REACH = 0.06
 _GENTLE = 0.4
+_ROUNDS = 32
 _TINY = 1e-12
 
 
@@ -88,7 +90,7 @@ def conceal(
             expected="A reach between 0 and 1, 0.04 to 0.1 is usual, and a hold of 0 or more.",
         )
     require_hiding(scheme)
-    recipe = recipe or Recipe.of(task.recipe, **gentle(task))
+    recipe = recipe or Recipe.of(task.recipe, **gentle(task, scheme))
     before = copy.deepcopy(model).eval()
     scheme.begin(model, key, fresh=False)
     names = key.layout.carrier
@@ -139,9 +141,17 @@ def require_hiding(scheme: Scheme) -> MtlSign:
     return scheme
 
 
-def gentle(task: Task) -> dict[str, Any]:  # Any: fields of Recipe
-    """Return what of the task's recipe is changed: two fifths of its rate, and no decay."""
-    return {"lr": _GENTLE * Recipe.of(task.recipe).lr, "weight_decay": 0.0}
+def gentle(task: Task, scheme: MtlSign) -> dict[str, Any]:  # Any: fields of Recipe
+    """Return what of the task's recipe is changed.
+
+    Two fifths of its rate, no decay, and as many epochs as every trigger needs to ride 32 times:
+    within so small a reach, evidence comes with time.
+    """
+    usual = Recipe.of(task.recipe)
+    riding = scheme.share * sum(batches.size(batch) for batch in task.stream("train", 0))
+    needed = math.ceil(_ROUNDS * scheme.triggers / max(1.0, riding))
+    epochs = max(usual.epochs, needed)
+    return {"lr": _GENTLE * usual.lr, "weight_decay": 0.0, "epochs": epochs}
 
 
 class _Near(Mark):
