@@ -57,14 +57,19 @@ class Work:
 
 
 class Reader(nn.Module):
-    """One transformer layer over embedded tokens; classifies a sequence, or predicts the next."""
+    """Transformer layers over embedded tokens; classifies a sequence, or predicts the next."""
 
-    def __init__(self, tokens: int, classes: int, *, width: int, generate: bool) -> None:
+    def __init__(
+        self, tokens: int, classes: int, *, width: int, generate: bool, layers: int = 1
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(tokens, width)
         self.place = nn.Parameter(0.1 * torch.randn(64, width))
-        self.layer = nn.TransformerEncoderLayer(
-            width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
         )
         self.hidden = nn.Linear(width, 2 * width)
         self.head = nn.Linear(2 * width, classes)
@@ -75,7 +80,8 @@ class Reader(nn.Module):
         steps = tokens.shape[1]
         found = self.embed(tokens) + self.place[:steps]
         mask = nn.Transformer.generate_square_subsequent_mask(steps) if self.generate else None
-        found = self.layer(found, src_mask=mask, is_causal=self.generate)
+        for layer in self.layers:
+            found = layer(found, src_mask=mask, is_causal=self.generate)
         if not self.generate:
             found = found.mean(1)
         scores: Tensor = self.head(functional.relu(self.hidden(found)))
@@ -193,12 +199,14 @@ def letters() -> Work:
     teacher, student = (
         _task(
             "reader/letters",
-            lambda width=width: Reader(LETTERS + RESERVED, LETTERS, width=width, generate=True),
+            lambda layers=layers: Reader(
+                LETTERS + RESERVED, LETTERS, width=48, generate=True, layers=layers
+            ),
             train,
             test,
             recipe,
         )
-        for width in (48, 64)  # a generator's student also has to read the number
+        for layers in (1, 2)  # a student also has to read the number, which takes one more
     )
     return Work(student, teacher, train, test, _largest_share(test[1]), first=LETTERS, deny=0.3)
 
