@@ -206,6 +206,7 @@ def voted(folder: Path, width: int) -> None:
             )
         while sum(item.closed for item in node.resolution().claims) < count:
             node.step()
+            node.work()
 
     def counted() -> None:
         for i in range(count):

@@ -61,6 +61,8 @@ class Equivocating(Lying):
         if (file.id, "commit") in self._sent:
             return
         super().commit(file)
+        if (file.id, "commit") not in self._sent:
+            return  # it is still measured
         other = m.Ballot(self.public, file.id, (), "0" * 64)
         self.send(m.VoteCommit, claim=file.id, suspect=file.claim.suspect, ballot=other.sealed())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -24,6 +25,8 @@ from earmark.records import Outcome
 
 OWNER = Party("owner")
 DOMAIN = "example.org/alone"
+PATIENCE = 120
+"""Seconds after which a test that waits has failed; nothing is measured by them."""
 
 
 def alone(folder, **settings):
@@ -33,18 +36,19 @@ def alone(folder, **settings):
     return Node(folder)
 
 
-def tell(node, cls, **body):
+def tell(node, cls, *, step=True, **body):
     after = genesis_digest(DOMAIN)
     if node.mirror.entries:
         after = m.checkpoint_digest(node.mirror.entries[-1].checkpoint.body.text)
     head = {"domain": DOMAIN, "sender": OWNER.public, "nonce": m.fresh_nonce(), "after": after}
     envelope = cls(**head, **body).sign(OWNER.key)
     node.append(envelope.encode())
-    node.step()
+    if step:
+        node.step()
     return envelope.digest()
 
 
-def claimed(node, tmp_path):
+def claimed(node, tmp_path, *, rounds=8):
     """Register a small marked model and claim it, the node drawing as it goes."""
     import numpy as np
 
@@ -71,8 +75,9 @@ def claimed(node, tmp_path):
         disclosure=disclosure,
         inputs=None,
     )
-    for _ in range(8):
+    for _ in range(rounds):
         node.step()
+        node.work()
     return claim
 
 
@@ -122,6 +127,65 @@ def test_a_vote_is_sent_again_if_the_log_did_not_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(node, "step", patient)
     claim = claimed(node, tmp_path)
     assert failed == [m.Draw, m.VoteCommit, m.VoteReveal]
+    assert node.resolution().claim(claim).outcome is Outcome.SHOWN
+    node.close()
+
+
+def test_a_slow_measurement_holds_up_no_draw(tmp_path, monkeypatch):
+    node = alone(tmp_path / "n", draw_seconds=60)
+    claim = claimed(node, tmp_path, rounds=0)
+    measure, send = node.measure, node.send
+    begun, go, drawn, shown, stop = (threading.Event() for _ in range(5))
+
+    def slow(question):
+        begun.set()
+        go.wait()
+        return measure(question)
+
+    def heard(kind, **body):
+        index = send(kind, **body)
+        if kind is m.Draw and body["entry"] == other:
+            drawn.set()
+        if kind is m.VoteReveal:
+            shown.set()
+        return index
+
+    monkeypatch.setattr(node, "measure", slow)
+    monkeypatch.setattr(node, "send", heard)
+    thread = threading.Thread(target=node.run, args=(stop,), kwargs={"seconds": 0.01})
+    other = None
+    thread.start()
+    try:
+        assert begun.wait(PATIENCE)
+        other = tell(node, m.Commit, step=False, commitment=sha("another"), recovery=None)
+        assert drawn.wait(PATIENCE)
+        assert not node.history.claims[claim].commits
+        go.set()
+        assert shown.wait(PATIENCE)
+    finally:
+        go.set()
+        stop.set()
+        thread.join()
+    node.sync()
+    assert node.resolution().claim(claim).outcome is Outcome.SHOWN
+    node.close()
+
+
+def test_a_file_that_is_not_to_be_had_is_told_and_asked_for_again(tmp_path, monkeypatch):
+    node = alone(tmp_path / "n", draw_seconds=60)
+    fetch = node.fetch
+
+    def gone(digest):
+        raise NetworkError("The file is not to be had.")
+
+    monkeypatch.setattr(node, "fetch", gone)
+    claim = claimed(node, tmp_path, rounds=2)
+    node.step()
+    assert node.trouble == f"claim {claim[:12]}: E405  The file is not to be had."
+    monkeypatch.setattr(node, "fetch", fetch)
+    for _ in range(3):
+        node.work()
+        node.step()
     assert node.resolution().claim(claim).outcome is Outcome.SHOWN
     node.close()
 

@@ -141,6 +141,7 @@ class Village:
         for _ in range(rounds):
             for node in self.nodes:
                 node.step()
+                node.work()
 
     def story(self):
         """An owner, a thief who overwrites, a false claim, a stranger's refused record."""

@@ -71,6 +71,10 @@ class Node:
         self.verifier = verifier.code_digest()
         self.trouble: str | None = None
         self._sent: set[tuple[str, ...]] = set()
+        self._wanted: list[ClaimFile] = []
+        self._waiting: list[ClaimFile] = []
+        self._asked = threading.Event()
+        self._failed: dict[str, EarmarkError] = {}
         self._seals: dict[str, int] = {}
         self._next, self._sealed_at = 0, -1
         self._tree: list[bytes] = []
@@ -177,7 +181,11 @@ class Node:
     # -- voting ------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Do what is due: follow the log, verify, vote, and let windows close."""
+        """Do what is due: follow the log, draw, vote, and let windows close.
+
+        Nothing is measured here: what has to be is put down for `work`, so that a slow claim holds
+        up no draw and no other vote.
+        """
         self.sync()
         self.draw()
         if self.rules.verifiers and self.verifier not in self.rules.verifiers:
@@ -185,6 +193,7 @@ class Node:
             return
         with self.lock:
             counts = [(file, Count(self.history, file)) for file in self.history.claims.values()]
+        self._wanted = []
         for file, count in fairly([item for item in counts if not item[1].closed]):
             if self.card.operator in count.panel:
                 try:
@@ -192,6 +201,21 @@ class Node:
                 except EarmarkError as error:  # one claim's trouble is not the others'
                     self.trouble = f"claim {file.id[:12]}: {error}"
                     _LOG.warning("%s", self.trouble)
+        with self.lock:
+            self._waiting = self._wanted  # in place of older ones: nobody's claims pile up
+        self._asked.set()
+
+    def work(self) -> None:
+        """Make the ballots that the newest `step` wanted, one by one, in its fair order."""
+        while True:
+            with self.lock:
+                if not self._waiting:
+                    return
+                file = self._waiting.pop(0)
+            try:
+                self.answer(file)
+            except EarmarkError as error:  # the next step tells of it, and wants it again
+                self._failed[file.id] = error
 
     def draw(self) -> None:
         """Keep sealed values in the log, and show those that are drawn."""
@@ -246,8 +270,13 @@ class Node:
             self.tick(file, now)
 
     def commit(self, file: ClaimFile) -> None:
-        """Verify a claim and send the digest of the ballot."""
+        """Send the digest of the ballot; if there is none yet, put the claim down for `work`."""
         if not self._due(file.id, "commit"):
+            return
+        if not self._place(file).exists():
+            self._wanted.append(file)
+            if file.id in self._failed:
+                raise self._failed.pop(file.id)
             return
         sealed = self.ballot(file).sealed()
         self.send(m.VoteCommit, claim=file.id, suspect=file.claim.suspect, ballot=sealed)
@@ -257,9 +286,8 @@ class Node:
         """Send the ballot."""
         if not self._due(file.id, "reveal"):
             return
-        path = self.ballots / f"{file.id}.json"
-        ballot = m.Ballot.from_bytes(files.read_bytes(path, limit=1 << 20))
-        self.send(m.VoteReveal, claim=file.id, suspect=file.claim.suspect, ballot=ballot)
+        made = self.ballot(file)
+        self.send(m.VoteReveal, claim=file.id, suspect=file.claim.suspect, ballot=made)
         self._done(file.id, "reveal")
 
     def tick(self, file: ClaimFile, now: int) -> None:
@@ -279,13 +307,17 @@ class Node:
             )
 
     def ballot(self, file: ClaimFile) -> m.Ballot:
-        """Return the ballot on a claim, measuring if it was not done before; it is on the disk."""
-        path = self.ballots / f"{file.id}.json"
-        if path.exists():
-            return m.Ballot.from_bytes(files.read_bytes(path, limit=1 << 20))
-        made = m.Ballot(self.public, file.id, self.findings(file), system.token_hex(32))
-        files.write_bytes(path, made.canonical())
-        return made
+        """Return the ballot on a claim; it is on the disk before anyone hears of it."""
+        return m.Ballot.from_bytes(files.read_bytes(self._place(file), limit=1 << 20))
+
+    def answer(self, file: ClaimFile) -> None:
+        """Measure a claim and keep the ballot, once."""
+        if not self._place(file).exists():
+            made = m.Ballot(self.public, file.id, self.findings(file), system.token_hex(32))
+            files.write_bytes(self._place(file), made.canonical())
+
+    def _place(self, file: ClaimFile) -> Path:
+        return self.ballots / f"{file.id}.json"
 
     def findings(self, file: ClaimFile) -> tuple[m.Finding, ...]:
         """Measure every question of a claim; what cannot be measured is left out.
@@ -358,19 +390,33 @@ class Node:
         return add(record).index
 
     def run(self, stop: threading.Event, *, seconds: float = 1.0) -> None:
-        """Do what is due, again and again, until told to stop.
+        """Do what is due, again and again, and measure beside it, until told to stop.
 
         Args:
-            stop: Set it to stop.
+            stop: Set it to stop; it is set at the end, in any case.
             seconds: Pause between two rounds.
         """
-        while not stop.wait(seconds):
-            try:
-                self.trouble = None
-                self.step()
-            except EarmarkError as error:
-                self.trouble = str(error)
-                _LOG.warning("%s", error)
+        worker = threading.Thread(target=self._work_on, args=(stop,), name="measure")
+        worker.start()
+        try:
+            while not stop.wait(seconds):
+                try:
+                    self.trouble = None
+                    self.step()
+                except EarmarkError as error:
+                    self.trouble = str(error)
+                    _LOG.warning("%s", error)
+        finally:
+            stop.set()
+            with self.lock:
+                self._waiting = []
+            self._asked.set()
+            worker.join()
+
+    def _work_on(self, stop: threading.Event) -> None:
+        while self._asked.wait() and not stop.is_set():
+            self._asked.clear()
+            self.work()
 
 
 def fairly(items: list[tuple[ClaimFile, Count]]) -> list[tuple[ClaimFile, Count]]:
