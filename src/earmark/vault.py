@@ -221,17 +221,18 @@ class Vault:
             UsageError: The key is bound already.
             LedgerError: The ledger does not match its own proofs.
             OutputError: The vault cannot be written.
+            NetworkError: The community does not answer; then the vault is as before.
         """
         if key.beacon is not None:
             raise UsageError("This key is bound already; make a new one for a new commitment.")
         self.identity(passphrase)
         opening = key.opening(self.owner)
         commitment = key.commit(self.owner)
+        binding = None if shared is None else shared(commitment.commitment)  # or nothing is kept
         self._store_inputs(key)
         receipt = self.ledger.append(commitment.canonical())
         made = Registration(opening, commitment, receipt, (), (), note)
-        if shared is not None:
-            binding = shared(commitment.commitment)
+        if binding is not None:
             files.write_bytes(self._binding_path(made.id), binding.canonical())
         bound = key.bind(self.beacon(made))
         bound.seal(self._key_path(made.id), passphrase)

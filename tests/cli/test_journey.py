@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sqlite3
 from pathlib import Path
@@ -10,14 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from earmark import files
 from earmark.attacks.base import Budget
 from earmark.attacks.obfuscate import Permute
 from earmark.bench import zoo
 from earmark.cli import protect
-from earmark.files import file_digest
 from earmark.hosts.files import save_release
 from earmark.hosts.suspects import load_suspect
 from earmark.keys.secret import Key
+from earmark.protocol import community
+from earmark.protocol.messages import Member
+from earmark.protocol.rules import Rules
 from earmark.registry import scheme
 from earmark.task import load_task
 from earmark.training import train
@@ -84,6 +88,8 @@ def test_an_interrupted_training_goes_on_with_its_key(desk, earmark, tmp_path, m
     assert checkpoint.exists()
     assert not out.exists()
     name = err.split("key ")[1].split(":")[0]
+    again = f"go on with it:  {shlex.join(['earmark', *map(str, command)])} --key {name} --seed 5"
+    assert again in err
     code, _, err = earmark(*command)
     assert code == 2
     assert "--key" in err
@@ -153,6 +159,15 @@ def test_a_task_that_breaks_its_contract_is_no_bug_of_ours(part, said, desk, ear
     assert [item.name for item in tmp_path.iterdir() if item != path] == []
 
 
+def silent_community(folder):
+    """Return the file of a community whose only node does not run."""
+    card = community.init_node(folder, operator="lab", url="http://127.0.0.1:9")
+    rules = Rules("example.org/silent", (Member("lab", card.member),), draw_seconds=60)
+    made = community.found(folder, [card], rules)
+    files.write_bytes(folder / community.COMMUNITY, made.canonical())
+    return folder / community.COMMUNITY
+
+
 def test_what_would_fail_later_leaves_no_key_behind(desk, earmark, tmp_path) -> None:
     lacking, strange = tmp_path / "nan.safetensors", tmp_path / "mlp.safetensors"
     network = load_task(desk.task).model()
@@ -165,6 +180,7 @@ def test_what_would_fail_later_leaves_no_key_behind(desk, earmark, tmp_path) -> 
         Path(desk.task).read_text()
         + "\ndef forward(network, batch): return network(batch[0])[..., None]\n"
     )
+    dead = silent_community(tmp_path / "node")
     before = sorted(tmp_path.iterdir())
     for task, more, said in (
         (odd, [], "lrr"),
@@ -173,6 +189,7 @@ def test_what_would_fail_later_leaves_no_key_behind(desk, earmark, tmp_path) -> 
         (desk.task, ["--from", strange], "does not fit the model"),
         (scores, ["--distill", desk.release], "(samples, classes)"),
         (desk.task, ["--community", tmp_path / "none.json"], "none.json"),
+        (desk.task, ["--community", dead], f"go on with:  earmark protect {desk.task} -o "),
         (desk.task, ["--checkpoint", tmp_path / "no" / "state"], "no/state"),
     ):
         code, _, err = earmark(
@@ -422,7 +439,7 @@ def test_it_is_said_whether_the_key_or_the_suspect_does_not_fit(
     assert f"verify {folder / weights.name} --key {two['key']}" in printed
     assert (one["scheme"], one["for"]) == ("mtlsign", "release.safetensors")
     assert (two["scheme"], two["for"]) == ("deepwater", "out")
-    assert two["released"] == {weights.name: file_digest(folder / weights.name)}
+    assert two["released"] == {weights.name: files.file_digest(folder / weights.name)}
     code, printed, _ = earmark("keys", *common)
     assert all(item["key"] in printed for item in (one, two))
     assert one["released"]["release.safetensors"][:12] in printed

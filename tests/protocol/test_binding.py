@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from dataclasses import replace
 
@@ -165,14 +166,67 @@ def test_a_dossier_proves_the_binding_offline(bound, tmp_path):
     assert now() >= registration.releases[-1].created
 
 
+def kept(vault):
+    """Return the files of a vault, and the head of its ledger."""
+    return sorted(vault.path.rglob("*")), str(vault.ledger.head())
+
+
+def test_where_the_log_falls_silent_nothing_is_kept_and_the_way_on_is_told(
+    community, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("EARMARK_PASSPHRASE", WORD)
+    from earmark.hosts.files import write_tensors
+
+    plain, made = tmp_path / "plain.safetensors", tmp_path / "vault"
+    write_tensors(plain, weights())
+    vault = Vault.create(made, name="Owner", passphrase=WORD)
+    command = ["stamp", str(plain), "-o", str(tmp_path / "out"), "--vault", str(made)]
+    command += ["--set", "weights_per_bit=64", "--community", str(community)]
+    before = kept(vault)
+
+    def lost(*_):
+        raise NetworkError("The line is dead.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Party, "_add", lost)
+        assert run(command) == 5
+    said = capsys.readouterr().err
+    assert f"Vault '{made}' keeps nothing of the new key." in said
+    way = said.partition("go on with:  ")[2].strip()
+    assert kept(vault) == before
+    assert not (tmp_path / "out").exists()
+    assert way == shlex.join(["earmark", *command])
+    assert run(shlex.split(way)[1:]) == 0
+    assert vault.binding(vault.registration()) is not None
+
+
+def test_a_line_that_is_dead_for_a_moment_loses_no_key(community, tmp_path, monkeypatch):
+    vault = Vault.create(tmp_path / "v", name="Patient", passphrase=WORD)
+    party = Party.open(community, vault.identity(WORD))
+    committed, failed = party.committed, []
+
+    def shaky(commitment):
+        if party.history.commits.get(commitment) and len(failed) < 2:
+            failed.append(commitment)
+            raise NetworkError("The line is dead.")
+        return committed(commitment)
+
+    monkeypatch.setattr(party, "committed", shaky)
+    key = SCHEME.new_key(ArrayHost(weights()))
+    bound, made = vault.commit(key, WORD, shared=lambda value: bind(party, value))
+    assert len(failed) == 2
+    assert bound.beacon == vault.beacon(made)
+
+
 def test_where_nothing_is_drawn_in_time_the_key_is_not_made(community, tmp_path):
     vault = Vault.create(tmp_path / "v", name="Hasty", passphrase=WORD)
+    before = kept(vault)
     key = SCHEME.new_key(ArrayHost(weights()))
     party = Party.open(community, vault.identity(WORD))
     party.beacon = lambda *_, **__: None
     with pytest.raises(NetworkError, match="Nothing was drawn"):
         vault.commit(key, WORD, shared=lambda value: bind(party, value))
-    assert list(vault.registrations()) == []
+    assert kept(vault) == before
     del party.beacon
     with pytest.raises(LedgerError, match="in the log already"):
         vault.commit(key, WORD, shared=lambda value: bind(party, value))

@@ -99,15 +99,14 @@ Begin with:  earmark demo
     epilog=EPILOG,
 )
 @click.version_option(package_name="earmark", prog_name="earmark")
-@click.option("--debug", is_flag=True, help="Show the stack trace of an error.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the stack trace of an error.")
 @click.pass_context
-def cli(ctx: click.Context, *, debug: bool) -> None:
+def cli(ctx: click.Context) -> None:
     """Prove which neural network is yours.
 
     Puts a mark that only your key can read into a model, records the key before release, and later
     tells, with an exact error rate, whether a suspect bears it.
     """
-    ctx.obj = {"debug": debug}
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -125,7 +124,10 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         result: Any = cli.main(  # Any: what the command returns
-            args=list(arguments), prog_name="earmark", standalone_mode=False
+            args=list(arguments),
+            prog_name="earmark",
+            standalone_mode=False,
+            obj=tuple(arguments),  # for `earmark.cli.options.again`
         )
     except click.exceptions.Exit as error:
         return error.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -144,6 +145,12 @@ def elsewhere(vault_path: Path) -> str:
         ('', ' --vault keys/v')
     """
     return "" if vault_path == Path("vault") else f" --vault {vault_path}"
+
+
+def again(*more: str) -> str:
+    """Return the running command as it would be typed once more, with further options."""
+    given: tuple[str, ...] = click.get_current_context().obj
+    return shlex.join(["earmark", *given, *more])
 
 
 def require_free(*outputs: Path | None, force: bool) -> None:

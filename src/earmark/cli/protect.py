@@ -14,7 +14,7 @@ from earmark.cli import options
 from earmark.cli.output import Bars, emit_outcome, line, too_small, weighed
 from earmark.cli.verify import read_release
 from earmark.codec import Json
-from earmark.errors import HostError, UsageError
+from earmark.errors import HostError, NetworkError, UsageError
 from earmark.keys.secret import START
 from earmark.records import Evidence, Outcome, Verdict
 from earmark.vault import Registration, Vault
@@ -153,7 +153,7 @@ def command(
         weights = (start, teacher)
         trained = train_marked(task, scheme, key, weights, reach, recipe, drawn, checkpoint, bars)
     except KeyboardInterrupt:
-        bars.note(_way_on(registration, drawn, checkpoint))
+        bars.note(_way_on(registration.id, drawn, checkpoint))
         raise
     save_release(trained.model, output, overwrite=True)
     registration = vault.release(registration, {output.name: files.file_digest(output)})
@@ -246,13 +246,11 @@ def _check_place(checkpoint: Path, key_name: str) -> None:
     files.require_writable(checkpoint)
 
 
-def _way_on(registration: Registration, seed: int, checkpoint: Path | None) -> str:
+def _way_on(key: str, seed: int, checkpoint: Path | None) -> str:
     """Say how to go on after an interruption."""
     kept = "What was not in a checkpoint is lost" if checkpoint is None else "Finished epochs stay"
-    return (
-        f"{kept}. Key {registration.id} is committed; go on with it by the same command and  "
-        f"--key {registration.id} --seed {seed}"
-    )
+    way = options.again("--key", key, "--seed", str(seed))
+    return f"{kept}. Key {key} is committed; go on with it:  {way}"
 
 
 def _hiding(
@@ -461,12 +459,28 @@ def committed(vault: Vault, name: str, scheme: Scheme, passphrase: str) -> tuple
 
 
 def community_of(path: Path | None) -> Community | None:
-    """Read the community's file, if one is named."""
+    """Read the community's file, if one is named, and make sure that its log answers.
+
+    Raises:
+        NetworkError: It does not; nothing was written so far.
+    """
     if path is None:
         return None
     from earmark.protocol.community import Community
+    from earmark.protocol.party import Party
 
-    return Community.load(path)
+    community = Community.load(path)
+    try:
+        Party(community).sync()
+    except NetworkError as error:
+        raise _unbound(error, "Nothing was written.") from error
+    return community
+
+
+def _unbound(error: NetworkError, kept: str) -> NetworkError:
+    """Say what is left of a key that a community could not be asked to draw for, and the way on."""
+    way = f"Once the community answers, go on with:  {options.again()}"
+    return NetworkError(error.what, hint=" ".join(filter(None, (error.hint, kept, way))))
 
 
 def commit(
@@ -480,6 +494,9 @@ def commit(
         word: Seals it.
         note: The owner's own words.
         community: The community, if its log is what the key is to be bound to.
+
+    Raises:
+        NetworkError: It does not answer; the vault holds nothing of the key.
     """
     if community is None:
         return vault.commit(key, word, note=note)
@@ -487,7 +504,10 @@ def commit(
     from earmark.protocol.party import Party
 
     party = Party(community, vault.identity(word))
-    return vault.commit(key, word, note=note, shared=lambda value: bind(party, value))
+    try:
+        return vault.commit(key, word, note=note, shared=lambda value: bind(party, value))
+    except NetworkError as error:
+        raise _unbound(error, f"Vault '{vault.path}' keeps nothing of the new key.") from error
 
 
 def fresh_key(task: Task, scheme: Scheme) -> tuple[Key, str]:

@@ -20,6 +20,8 @@ from earmark.protocol.history import History, Logged, entry_of
 from earmark.protocol.party import Party
 from earmark.records import Record
 
+_LOST = "This key is lost; if the log has its commitment, claims are charged for it as for any key."
+
 
 @dataclass(frozen=True, slots=True)
 class Binding(Record):
@@ -80,17 +82,18 @@ def bind(party: Party, commitment: str, *, patience: float | None = None) -> Bin
         patience: Seconds to wait; what the rules allow for a draw, and a minute, if null.
 
     Raises:
-        LedgerError: It is in the log already, or the draw came to nothing.
-        NetworkError: Nothing was drawn in time.
+        LedgerError: It is in the log already.
+        NetworkError: The log does not answer, or nothing was drawn in time; the key is lost.
     """
     if party.committed(commitment) is not None:
         raise LedgerError("This commitment is in the log already; make a new key.")
-    entry = party.send(m.Commit, commitment=commitment, recovery=None)
     wait = party.rules.draw_seconds + 60.0 if patience is None else patience
-    value = party.beacon(commitment, patience=wait)
+    try:
+        entry = party.send(m.Commit, commitment=commitment, recovery=None)
+        value = party.beacon(commitment, patience=wait)
+    except NetworkError as error:
+        raise NetworkError(error.what, hint=_LOST) from error
     if value is None:
-        raise NetworkError(
-            f"Nothing was drawn for the commitment within {wait:.0f} seconds.",
-            hint="Make a new key once the community's nodes answer; this one is lost.",
-        )
+        text = f"Nothing was drawn for the commitment within {wait:.0f} seconds."
+        raise NetworkError(text, hint=_LOST)
     return Binding(party.community, tuple(party.rows()), entry, value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from earmark.errors import UsageError
+from earmark.errors import NetworkError, UsageError
 from earmark.ledger.note import VerifierKey
 from earmark.ledger.service import Mirror, Row, Seen
 from earmark.protocol import messages as m
@@ -123,14 +123,19 @@ class Party:
             patience: Seconds to wait for it.
 
         Raises:
-            NetworkError, LedgerError, SignatureError: See `sync`.
+            LedgerError, SignatureError: See `sync`.
+            NetworkError: The log does not answer when patience ends; it may be silent before.
         """
         until = time.monotonic() + patience
         while True:
-            found = self.committed(commitment)
-            drawn = None if found is None else self.history.beacon(found)
-            if drawn is not None or time.monotonic() >= until:
-                return drawn
+            try:
+                found = self.committed(commitment)
+                drawn = None if found is None else self.history.beacon(found)
+                if drawn is not None or time.monotonic() >= until:
+                    return drawn
+            except NetworkError:
+                if time.monotonic() >= until:
+                    raise
             time.sleep(0.2)
 
     def rows(self) -> list[Row]:
