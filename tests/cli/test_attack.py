@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from earmark.bench import run
+from earmark.bench import run, zoo
 from earmark.bench.cells import Cell, Means, parse
 from earmark.bench.subjects import ReleaseSubject, training_seconds
+from earmark.hosts.files import save_release
 from earmark.task import load_task
 
 LIGHT = ("--data", "0.3", "--epochs", "1")
@@ -28,6 +30,27 @@ def subject(desk):
     return ReleaseSubject(
         desk.release, desk.task, desk.vault, passphrase=os.environ["EARMARK_PASSPHRASE"]
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--attack", "permute"), ("--battery", "quick"), ("--search", "2")],
+    ids=lambda w: w[0],
+)
+def test_what_does_not_fit_is_named_before_anything_is_done(desk, earmark, tmp_path, words):
+    strange, task, out = (tmp_path / name for name in ("mlp.safetensors", "mlp.py", "out"))
+    save_release(zoo.Mlp((1, 8, 8), 10), strange)
+    task.write_text(Path(desk.task).read_text().replace("small-cnn", "mlp"))
+    more = ("--vault", desk.vault, *words, "-o", out)
+    code, _, err = earmark("attack", strange, "--task", task, *more)
+    assert code == 2
+    assert "(mtlsign, release.safetensors, " in err
+    assert f"another network than the model() of '{task}': it reads fc" in err
+    code, _, err = earmark("attack", strange, "--task", desk.task, *more)
+    assert code == 5
+    assert f"Release '{strange}' does not fit key " in err
+    assert f"which fits the model() of '{desk.task}'" in err
+    assert not out.exists()
 
 
 def test_one_attack_is_measured_as_the_battery_does(desk, attack, tmp_path):

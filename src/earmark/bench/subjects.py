@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,13 @@ class ReleaseSubject(Subject):
         }
 
     def open(self) -> Ground:
-        """Load the release."""
+        """Load the release, evaluate it, and estimate what its training took."""
+        ground = self.load()
+        spent = self.train_seconds or training_seconds(ground.task)
+        return replace(ground, utility=ground.task.evaluate(ground.model), train_seconds=spent)
+
+    def load(self) -> Ground:
+        """Load the release with its key, which is all that reading the mark takes."""
         from earmark.hosts.suspects import load_suspect
         from earmark.vault import Vault
 
@@ -252,8 +259,7 @@ class ReleaseSubject(Subject):
         start = load_suspect(task.model(), kept) if kept.is_file() else None
         scheme = registry.scheme(key.layout.scheme)
         names = (scheme.name, Path(self.release).stem, task.name)
-        spent = self.train_seconds or training_seconds(task)
-        return Ground(task, model, scheme, key, task.evaluate(model), spent, names, start)
+        return Ground(task, model, scheme, key, nan, None, names, start)
 
 
 def training_seconds(task: Task, *, steps: int = 12) -> float:

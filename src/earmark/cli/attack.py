@@ -11,6 +11,7 @@ import click
 from earmark import policy
 from earmark.cli import options
 from earmark.cli.output import Bars, emit, line
+from earmark.cli.verify import fitting
 from earmark.codec import Json
 from earmark.errors import UsageError
 
@@ -135,6 +136,7 @@ def command(
         str(release), str(task_path), str(vault_path),
         key=key_name, passphrase=options.passphrase(passphrase_file),
     )  # fmt: skip
+    require_fit(subject)
     means = Means(fraction, not no_labels, epochs, queries, level)
     wish = Wish(subject, means, out, quiet=quiet, as_json=as_json)
     if battery is not None:
@@ -142,6 +144,27 @@ def command(
     if evaluations is not None:
         return many.run_search(wish, evaluations, seed=seed)
     return _once(wish, str(attack_name), settings, seed, force=force)
+
+
+def require_fit(subject: ReleaseSubject) -> None:
+    """Read a release before anything is done to it, and say which does not fit where that fails.
+
+    Raises:
+        KeyLayoutError: The key does not even fit the task's own fresh model.
+        CarrierError, HostError: The release does not fit task or key.
+    """
+    from earmark.bench.reading import read
+    from earmark.vault import Vault
+
+    vault = Vault.open(subject.vault)
+    try:
+        registration = vault.registration(subject.key)
+        key = vault.key(registration.id, subject.passphrase)
+    finally:
+        vault.close()
+    with fitting(key, registration, subject.release, Path(subject.task), what="Release"):
+        ground = subject.load()
+        read(ground, ground.task.host(ground.model))
 
 
 def _once(wish: Wish, name: str, settings: tuple[str, ...], seed: int, *, force: bool) -> int:

@@ -160,9 +160,21 @@ def _advice(verdict: Verdict, evidence: Evidence) -> list[str]:
 
 @contextmanager
 def fitting(
-    key: Key, registration: Registration, suspect: str, task_path: Path | None
+    key: Key,
+    registration: Registration,
+    suspect: str,
+    task_path: Path | None,
+    *,
+    what: str = "Suspect",
 ) -> Iterator[None]:
     """Say which does not fit where key, task and suspect are not of one network.
+
+    Args:
+        key: The key.
+        registration: Its registration, which names it.
+        suspect: The model under test.
+        task_path: The task file, if there is one.
+        what: What the model is called.
 
     Raises:
         KeyLayoutError: The key does not even fit the task's own fresh model.
@@ -182,7 +194,7 @@ def fitting(
             ) from error
         task = "" if task_path is None else f", which fits the model() of '{task_path}'"
         raise type(error)(
-            f"Suspect '{suspect}' does not fit key {registration.title}{task}. {error.what}",
+            f"{what} '{suspect}' does not fit key {registration.title}{task}. {error.what}",
             expected=error.expected,
             hint=f"{error.hint} If it is of another network of yours, pass the --key of that; "
             f"{see}",
