@@ -79,6 +79,25 @@ def test_a_soft_reading_counts_and_its_choice_is_charged() -> None:
     assert policy.log2_p(useless) == min(0.0, policy.log2_p(hard) + 1)
 
 
+@pytest.mark.parametrize(
+    ("score", "better"), [(None, False), (0, False), (60, False), (90, True)], ids=str
+)
+def test_weighing_is_told_of_where_it_gave_more_than_the_count(score, better) -> None:
+    evidence = made(80, 100)
+    if score is not None:
+        evidence = dataclasses.replace(evidence, weights=(1,) * 100, score=score)
+    assert policy.weighed(judge(evidence), evidence) is better
+
+
+@pytest.mark.parametrize(
+    ("trials", "bits", "small"), [(63, 64, True), (64, 64, False), (0, 1, True)]
+)
+@pytest.mark.parametrize("missed", [0, 1])
+def test_a_mark_is_too_small_whatever_was_counted(trials, bits, small, missed) -> None:
+    evidence = made(max(0, trials - missed), trials)
+    assert policy.too_small(judge(evidence, Policy(bits=bits)), evidence) is small
+
+
 @given(st.integers(1, 300), st.data())
 def test_more_hits_are_never_less_evidence(trials, data) -> None:
     hits = data.draw(st.integers(0, trials - 1))

@@ -105,6 +105,26 @@ def by_count(evidence: Evidence, hits: int | None = None) -> float:
     return -stats.log2_binomial_tail(right, evidence.trials, evidence.chance)
 
 
+def weighed(verdict: Verdict, evidence: Evidence) -> bool:
+    """Tell whether weighing the answers gave more than counting each alike would have.
+
+    Args:
+        verdict: The verdict.
+        evidence: The evidence that it was judged from.
+    """
+    return evidence.score is not None and verdict.bits_gross > by_count(evidence)
+
+
+def too_small(verdict: Verdict, evidence: Evidence) -> bool:
+    """Tell whether a mark has too few answers: all of them right would not suffice by count.
+
+    Args:
+        verdict: The verdict.
+        evidence: The evidence that it was judged from.
+    """
+    return by_count(evidence, evidence.trials) < verdict.threshold
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """What no honest measurement with a layout goes beyond.

@@ -153,20 +153,19 @@ def _null_lines(verdict: Verdict, evidence: Evidence, inexact: str) -> list[str]
 
 def weighed(verdict: Verdict, evidence: Evidence) -> str:
     """Say what was weighed for the evidence, or nothing where the answers were just counted."""
-    plain = policy.by_count(evidence)
-    if evidence.score is None or verdict.bits_gross <= plain:
+    if not policy.weighed(verdict, evidence):
         return ""
     what = "answers weighed by their margins; counted alike"
     if evidence.signs > evidence.trials:
         what = f"the {evidence.signs:,} keyed signs behind the answers, weighed; the answers alone"
-    return f"{what}: {plain:.1f} bits"
+    return f"{what}: {policy.by_count(evidence):.1f} bits"
 
 
 def too_small(verdict: Verdict, evidence: Evidence) -> str:
     """Say that a mark has too few answers for what is asked for, or nothing."""
-    most = policy.by_count(evidence, evidence.trials)
-    if most >= verdict.threshold:
+    if not policy.too_small(verdict, evidence):
         return ""
+    most = policy.by_count(evidence, evidence.trials)
     text = (
         f"{counted(evidence.trials, 'answer')}, were all of them right, would give {most:.1f} bits "
         f"by count, of {verdict.threshold:g} asked for"

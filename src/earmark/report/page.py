@@ -12,7 +12,7 @@ from pathlib import Path
 from earmark import files
 from earmark.errors import LedgerError
 from earmark.ledger.checkpoint import SignedCheckpoint
-from earmark.policy import by_count, exact
+from earmark.policy import by_count, exact, too_small, weighed
 from earmark.records import Access, Evidence, Outcome, Verdict
 from earmark.report import parts
 from earmark.report.battery import attack_table, removal_sentences
@@ -143,25 +143,23 @@ def _verdict(content: ReportContent) -> Markup:
 
 def _behind(verdict: Verdict, evidence: Evidence) -> str:
     """Say what was weighed, where that and not the count of the answers is the evidence."""
-    plain = by_count(evidence)
-    if evidence.score is None or verdict.bits_gross <= plain:
+    if not weighed(verdict, evidence):
         return ""
     if evidence.signs > evidence.trials:
         what = f"The {evidence.signs:,} keyed signs behind these answers"
     else:
         what = "The answers"
-    return (
-        f" {what} were weighed by their sizes; counted alike, the answers give {bits(plain)} bits."
-    )
+    plain = bits(by_count(evidence))
+    return f" {what} were weighed by their sizes; counted alike, the answers give {plain} bits."
 
 
 def _small(verdict: Verdict, evidence: Evidence) -> str:
     """Say that a mark has too few answers for what is asked for, or nothing."""
-    most = by_count(evidence, evidence.trials)
-    if most >= verdict.threshold:
+    if not too_small(verdict, evidence):
         return ""
+    most = bits(by_count(evidence, evidence.trials))
     return (
-        f" The mark is too small: were all of its answers right, they would give {bits(most)} bits "
+        f" The mark is too small: were all of its answers right, they would give {most} bits "
         f"by count, of {number(verdict.threshold)} asked for"
         f"{'.' if evidence.score is None else '; only a weighted reading could give more.'}"
     )
