@@ -294,10 +294,11 @@ def customers() -> str:
 
 def _traced(rows: list[dict], *keys: str) -> list[list[str]]:
     lines = []
-    for name, found in _groups(rows, *keys).items():
+    for (network, data, *name), found in _groups(rows, "network", "data", *keys).items():
         traced, right = (sum(row[key] for row in found) for key in ("traced", "right"))
         lines.append(
             [
+                WORKS[network, data],
                 *map(str, name),
                 f"{right} of {traced}",
                 f"{100 * right / traced:.1f} %",
@@ -313,21 +314,22 @@ def _traced(rows: list[dict], *keys: str) -> list[list[str]]:
 def leaks() -> str:
     """Return how single leaks are traced."""
     rows = [row for row in rows_of("tracing") if row["what"] == "single leak"]
-    head = ["done to the copy", "named", "rate", "all named", "fewest bits", "innocents named"]
-    return _table(head, _traced(rows, "damage"))
+    head = ["network", "done to the copy", "named", "rate", "all named", "fewest bits"]
+    return _table([*head, "innocents named"], _traced(rows, "damage"))
 
 
 def colluders() -> str:
     """Return how coalitions are traced."""
     rows = [row for row in rows_of("tracing") if row["what"] == "collusion"]
-    head = ["colluders", "mix", "one named", "rate", "all named", "fewest bits", "innocents named"]
-    return _table(head, _traced(rows, "colluders", "mix"))
+    head = ["network", "colluders", "mix", "one named", "rate", "all named", "fewest bits"]
+    return _table([*head, "innocents named"], _traced(rows, "colluders", "mix"))
 
 
 def fingerprint() -> str:
     """Return what the codeword costs, and what it leaves of the lock."""
     lines = [
         [
+            WORKS[row["network"], row["data"]],
             str(row["seed"]),
             str(row["bits"]),
             f"{row['before']:.2f}",
@@ -339,7 +341,7 @@ def fingerprint() -> str:
         for row in rows_of("tracing")
         if row["what"] == "cost"
     ]
-    head = ["seed", "code's bits", "before", "after, mean", "after, worst of five copies"]
+    head = ["network", "seed", "code's bits", "before", "after, mean", "after, worst of five copies"]
     return _table([*head, "no number", "one wrong bit"], lines)
 
 
