@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,24 @@ PAGES = [
 ]
 
 
+def _labels(lines: list[str]) -> list[str]:
+    return [line.partition("  ")[0] for line in lines]
+
+
+def _require_printed(shown: list[str], printed: str) -> None:
+    """Compare the labels of what a page shows; a line of three dots stands for any lines."""
+    wanted = "\n".join(".*" if line == "..." else re.escape(line) for line in _labels(shown))
+    found = "\n".join(_labels(printed.splitlines()))
+    assert not shown or re.fullmatch(wanted, found, re.DOTALL), f"shown:\n{shown}\nnow:\n{found}"
+
+
 def _console(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     last = 0
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
     for place, line in enumerate(lines):
         if not line.startswith("$ "):
             continue
-        said = lines[place + 1 : place + 2]
+        said = list(takewhile(lambda later: not later.startswith("$ "), lines[place + 1 :]))
         words = [os.path.expandvars(word) for word in shlex.split(line[2:], comments=True)]
         if words[0] == "export":
             name, _, value = words[1].partition("=")
@@ -37,15 +49,15 @@ def _console(text: str, capsys: pytest.CaptureFixture[str]) -> None:
         elif words[:2] == ["echo", "$?"]:
             assert [str(last)] == said, f"exit code after: {text}"
         elif words[0] == "earmark" and words[1:2] != ["demo"]:
-            if ">" in words:
-                cut = words.index(">")
-                capsys.readouterr()
-                last = run(words[1:cut])
-                Path(words[cut + 1]).write_text(capsys.readouterr().out)
-            else:
-                last = run(words[1:])
-            told = last in (0, 1, 3) or said == ["$ echo $?"]
-            assert told, f"{line}: exit {last}\n{capsys.readouterr().err}"
+            cut = words.index(">") if ">" in words else len(words)
+            capsys.readouterr()
+            last = run(words[1:cut])
+            printed, complained = capsys.readouterr()
+            if cut < len(words):
+                Path(words[cut + 1]).write_text(printed)
+            told = last in (0, 1, 3) or lines[place + 1 : place + 2] == ["$ echo $?"]
+            assert told, f"{line}: exit {last}\n{complained}"
+            _require_printed(said, printed)
 
 
 @pytest.mark.parametrize("page", PAGES)
