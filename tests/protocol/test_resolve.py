@@ -16,7 +16,7 @@ from earmark.protocol import messages as m
 from earmark.protocol.history import genesis_digest
 from earmark.protocol.resolve import resolve
 from earmark.protocol.rules import Code, Rules
-from earmark.protocol.voting import classify
+from earmark.protocol.voting import MAX_RIVALS, classify, questions
 from earmark.records import Layout, Outcome
 
 OWNER, THIEF = Party("owner"), Party("thief")
@@ -616,6 +616,73 @@ def test_with_a_toy_the_records_do_not_tell(first, earlier_wins):
         assert (found.holder, found.code) == (claims[first.name], Code.PRIORITY)
     else:
         assert (found.holder, found.code) == (None, Code.UNDECIDABLE)
+
+
+def crowded(count):
+    """Many owners register toys of no use before the thief overwrites the owner's release."""
+    world = protected()
+    made = [Party(f"crowd {i}") for i in range(count)]
+    for one in made:
+        world.register(one, f"toy of {one.name}")
+    world.register(THIEF, "S")
+    return world, made
+
+
+def test_claims_that_showed_nothing_crowd_nobody_out():
+    world, dummies = crowded(2 * MAX_RIVALS)
+    for one in dummies:
+        world.vote(world.claim(one, "S"))
+    theirs, mine = world.claim(THIEF, "S"), world.claim(OWNER, "S")
+    world.vote(theirs)
+    world.vote(mine)
+    assert world.history.claims[mine].rivals == (theirs,)
+    assert (dispute(world).holder, dispute(world).code) == (mine, Code.CONTAINMENT)
+
+
+def test_open_claims_crowd_nobody_out_for_good():
+    """A thief keeps sixteen claims open before his own; the owner's next claim settles it."""
+    world, dummies = crowded(MAX_RIVALS)
+    for one in dummies:
+        world.claim(one, "S", shards=(0,))
+    theirs, first = world.claim(THIEF, "S", shards=(0,)), world.claim(OWNER, "S", shards=(0,))
+    world.vote(theirs)
+    world.vote(first)
+    assert dispute(world).code is Code.UNDECIDABLE
+    for one in dummies:
+        world.claim(one, "S", shards=(1,))
+    again = world.claim(OWNER, "S", shards=(1,))
+    theirs = world.claim(THIEF, "S", shards=(1,))
+    for claim in (again, theirs):
+        world.vote(claim)
+    world.close()
+    assert (dispute(world).holder, dispute(world).code) == (again, Code.CONTAINMENT)
+
+
+def test_many_claims_with_one_key_are_one_rival():
+    world, loud = crowded(MAX_RIVALS // LAYOUT.shards)
+    world.truth |= {(one.name, "S") for one in loud}
+    for one in loud:
+        for shard in range(LAYOUT.shards):
+            world.vote(world.claim(one, "S", shards=(shard,)))
+    theirs = world.claim(THIEF, "S")
+    world.vote(theirs)
+    mine = world.claim(OWNER, "S")
+    rivals = world.history.claims[mine].rivals
+    assert len(rivals) == len(loud) + 1
+    assert theirs in rivals
+
+
+def test_whom_a_claim_is_compared_with_is_settled_when_it_comes():
+    world, (one,) = crowded(1)
+    open_then = world.claim(one, "S")
+    mine = world.claim(OWNER, "S")
+    asked = questions(world.history, world.history.claims[mine])
+    world.vote(open_then)
+    assert world.result(open_then).outcome is Outcome.NOT_SHOWN
+    assert questions(world.history, world.history.claims[mine]) == asked
+    assert world.history.claims[mine].rivals == (open_then,)
+    later = world.claim(OWNER, "S")
+    assert world.history.claims[later].rivals == ()
 
 
 def test_mutual_containment_is_undecidable():

@@ -18,6 +18,7 @@ from earmark.policy import exact
 from earmark.protocol import messages as m
 from earmark.protocol.draws import RESERVE, Draws, choices
 from earmark.protocol.rules import Code, Rules
+from earmark.protocol.voting import standing
 from earmark.records import Record
 
 
@@ -82,7 +83,11 @@ class _RefusedError(Exception):
 
 @dataclass(slots=True)
 class ClaimFile:
-    """One accepted claim with what belongs to it, by the order of the log."""
+    """One accepted claim with what belongs to it, by the order of the log.
+
+    `rivals` are the claims that it is compared with (see `earmark.protocol.voting.standing`);
+    `shown` is kept for later ones once it has closed.
+    """
 
     logged: Logged
     claim: m.Claim
@@ -95,6 +100,8 @@ class ClaimFile:
     suspects: int
     choices: int
     tries: int = 1
+    rivals: tuple[str, ...] = ()
+    shown: bool | None = None
     commits: list[Logged] = field(default_factory=list)
     reveals: list[Logged] = field(default_factory=list)
     challenges: list[Logged] = field(default_factory=list)
@@ -303,6 +310,7 @@ class History:
             suspects=len(suspects),
             choices=choices(len(set(self.operators().values()))) if self.rules.draw_seconds else 1,
             tries=1 + len(failed),
+            rivals=standing(self, owner, claim.suspect),
         )
         self._begin(logged)
 

@@ -109,8 +109,7 @@ def resolve_history(history: History, *, now: int = 0) -> Resolution:
 
 def _result(history: History, file: ClaimFile, now: int) -> ClaimResult:
     count = Count(history, file, now=now)
-    tallies = count.tallies()
-    outcome, code = _conclude(count, tallies)
+    outcome, code = count.conclude()
     return ClaimResult(
         claim=file.id,
         index=file.logged.index,
@@ -120,27 +119,8 @@ def _result(history: History, file: ClaimFile, now: int) -> ClaimResult:
         closed=count.closed,
         outcome=outcome,
         code=code,
-        tallies=tallies,
+        tallies=count.tallies(),
         voters=count.voters(),
         keys=file.keys,
         suspects=file.suspects,
     )
-
-
-def _conclude(count: Count, tallies: tuple[Tally, ...]) -> tuple[Outcome, Code]:
-    if not count.closed:
-        return Outcome.INCONCLUSIVE, Code.OPEN
-    if count.drawn is None:
-        return Outcome.INCONCLUSIVE, Code.NO_DRAW
-    quorum = count.rules.quorum(len(count.panel))
-    suspect = tallies[0]
-    release = next(item for item in tallies if item.model == count.file.model)
-    for tally in (suspect, release):
-        if tally.outcome is Outcome.INCONCLUSIVE:
-            guard = max(tally.shown, tally.not_shown) + tally.abstained >= quorum
-            return Outcome.INCONCLUSIVE, Code.GUARD if guard and tally.abstained else Code.NO_QUORUM
-    if suspect.outcome is Outcome.NOT_SHOWN:
-        return Outcome.NOT_SHOWN, Code.QUORUM
-    if release.outcome is Outcome.NOT_SHOWN:
-        return Outcome.NOT_SHOWN, Code.UNVERIFIED_RELEASE
-    return Outcome.SHOWN, Code.QUORUM

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import comb
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from earmark import codec
 from earmark.policy import Policy, judge
 from earmark.protocol import messages as m
 from earmark.protocol.draws import Drawn
-from earmark.protocol.history import ClaimFile, History, Logged
 from earmark.protocol.rules import Code, Rules
 from earmark.records import Evidence, Outcome, Record, Tried
 
+if TYPE_CHECKING:
+    from earmark.protocol.history import ClaimFile, History, Logged
+
 MAX_RIVALS = 16
-"""Earlier claims on the same suspect that a panel compares a claim with."""
+"""Rivals on the same suspect, each a key with its release, that a panel compares a claim with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +93,8 @@ def questions(history: History, file: ClaimFile) -> tuple[Question, ...]:
     The key on the suspect and on the owner's own release; and against every earlier rival, each
     one's key on the other one's release.
     """
-    asked = [
-        Question(file.commitment, file.claim.suspect, file.id),
-        Question(file.commitment, file.model, file.id),
-    ]
-    for rival in rivals(history, file)[:MAX_RIVALS]:
+    asked = list(own(file))
+    for rival in map(history.claims.__getitem__, file.rivals):
         asked.append(Question(rival.commitment, file.model, rival.id))
         asked.append(Question(file.commitment, rival.model, file.id))
     seen: dict[tuple[str, str], Question] = {}
@@ -104,15 +103,41 @@ def questions(history: History, file: ClaimFile) -> tuple[Question, ...]:
     return tuple(seen.values())
 
 
-def rivals(history: History, file: ClaimFile) -> list[ClaimFile]:
-    """Return the earlier claims of other owners on the same suspect, in the log's order."""
-    return [
-        item
-        for item in history.claims.values()
-        if item.claim.suspect == file.claim.suspect
-        and item.owner != file.owner
-        and item.logged.index < file.logged.index
-    ]
+def own(file: ClaimFile) -> tuple[Question, Question]:
+    """Return what a claim stands or falls with: its key on the suspect, and on its release."""
+    return (
+        Question(file.commitment, file.claim.suspect, file.id),
+        Question(file.commitment, file.model, file.id),
+    )
+
+
+def standing(history: History, owner: str, suspect: str) -> tuple[str, ...]:
+    """Return the claims that one which comes now is compared with, by their digests.
+
+    Of other owners' claims on the suspect those that were shown come first, then those that are
+    still open, each in the log's order. One that closed without a mark is in no dispute and is left
+    out, and of those with the same key and release the first stands for all. So whoever wants to
+    crowd others out has to put a mark into the suspect for each place that he takes.
+
+    Args:
+        history: The log up to the claim.
+        owner: The claimant.
+        suspect: SHA-256 of the suspect's file.
+    """
+    shown: list[ClaimFile] = []
+    still: list[ClaimFile] = []
+    for item in history.claims.values():
+        if item.claim.suspect != suspect or item.owner == owner:
+            continue
+        if item.shown is None:
+            count = Count(history, item)
+            item.shown = count.conclude()[0] is Outcome.SHOWN if count.closed else None
+        if item.shown is not False:
+            (still if item.shown is None else shown).append(item)
+    kept: dict[tuple[str, str], str] = {}
+    for item in shown + still:
+        kept.setdefault((item.commitment, item.model), item.id)
+    return tuple(kept.values())[:MAX_RIVALS]
 
 
 def seed(history: History, file: ClaimFile, now: int = 0) -> Drawn | None:
@@ -293,6 +318,25 @@ class Count:
                 return Code.COUNTED, ballot
             code = Code.MISMATCH
         return code, None
+
+    def conclude(self) -> tuple[Outcome, Code]:
+        """Return what became of the claim, and why."""
+        if not self.closed:
+            return Outcome.INCONCLUSIVE, Code.OPEN
+        if self.drawn is None:
+            return Outcome.INCONCLUSIVE, Code.NO_DRAW
+        quorum = self.rules.quorum(len(self.panel))
+        suspect, release = map(self._tally, own(self.file))
+        for tally in (suspect, release):
+            if tally.outcome is Outcome.INCONCLUSIVE:
+                guard = max(tally.shown, tally.not_shown) + tally.abstained >= quorum
+                code = Code.GUARD if guard and tally.abstained else Code.NO_QUORUM
+                return Outcome.INCONCLUSIVE, code
+        if suspect.outcome is Outcome.NOT_SHOWN:
+            return Outcome.NOT_SHOWN, Code.QUORUM
+        if release.outcome is Outcome.NOT_SHOWN:
+            return Outcome.NOT_SHOWN, Code.UNVERIFIED_RELEASE
+        return Outcome.SHOWN, Code.QUORUM
 
     def tallies(self) -> tuple[Tally, ...]:
         """Count every question."""
