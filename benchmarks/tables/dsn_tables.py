@@ -341,7 +341,14 @@ def fingerprint() -> str:
         for row in rows_of("tracing")
         if row["what"] == "cost"
     ]
-    head = ["network", "seed", "code's bits", "before", "after, mean", "after, worst of five copies"]
+    head = [
+        "network",
+        "seed",
+        "code's bits",
+        "before",
+        "after, mean",
+        "after, worst of five copies",
+    ]
     return _table([*head, "no number", "one wrong bit"], lines)
 
 
