@@ -171,6 +171,19 @@ def test_a_slow_measurement_holds_up_no_draw(tmp_path, monkeypatch):
     node.close()
 
 
+def test_a_node_that_cannot_measure_any_more_stops(tmp_path, monkeypatch):
+    node = alone(tmp_path / "n", draw_seconds=60)
+    claimed(node, tmp_path, rounds=0)
+
+    def broken(question):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(node, "measure", broken)
+    with pytest.raises(OSError, match="no space left"):
+        node.run(threading.Event(), seconds=0.01)
+    node.close()
+
+
 def test_a_file_that_is_not_to_be_had_is_told_and_asked_for_again(tmp_path, monkeypatch):
     node = alone(tmp_path / "n", draw_seconds=60)
     fetch = node.fetch

@@ -12,6 +12,7 @@ import logging
 import secrets as system
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from earmark import files
@@ -396,22 +397,22 @@ class Node:
             stop: Set it to stop; it is set at the end, in any case.
             seconds: Pause between two rounds.
         """
-        worker = threading.Thread(target=self._work_on, args=(stop,), name="measure")
-        worker.start()
-        try:
-            while not stop.wait(seconds):
-                try:
-                    self.trouble = None
-                    self.step()
-                except EarmarkError as error:
-                    self.trouble = str(error)
-                    _LOG.warning("%s", error)
-        finally:
-            stop.set()
-            with self.lock:
-                self._waiting = []
-            self._asked.set()
-            worker.join()
+        with ThreadPoolExecutor(1, "measure") as pool:
+            working = pool.submit(self._work_on, stop)
+            try:
+                while not (stop.wait(seconds) or working.done()):
+                    try:
+                        self.trouble = None
+                        self.step()
+                    except EarmarkError as error:
+                        self.trouble = str(error)
+                        _LOG.warning("%s", error)
+            finally:
+                stop.set()
+                with self.lock:
+                    self._waiting = []
+                self._asked.set()
+        working.result()  # who can measure no more stops, with the reason
 
     def _work_on(self, stop: threading.Event) -> None:
         while self._asked.wait() and not stop.is_set():
