@@ -23,7 +23,7 @@ from earmark.protocol.rules import Rules
 from earmark.protocol.verifier import code_digest
 from earmark.records import Outcome
 
-OWNER = Party("owner")
+OWNER, THIEF = Party("owner"), Party("thief")
 DOMAIN = "example.org/alone"
 PATIENCE = 120
 """Seconds after which a test that waits has failed; nothing is measured by them."""
@@ -36,48 +36,66 @@ def alone(folder, **settings):
     return Node(folder)
 
 
-def tell(node, cls, *, step=True, **body):
+def tell(node, cls, *, step=True, by=OWNER, **body):
     after = genesis_digest(DOMAIN)
     if node.mirror.entries:
         after = m.checkpoint_digest(node.mirror.entries[-1].checkpoint.body.text)
-    head = {"domain": DOMAIN, "sender": OWNER.public, "nonce": m.fresh_nonce(), "after": after}
-    envelope = cls(**head, **body).sign(OWNER.key)
+    head = {"domain": DOMAIN, "sender": by.public, "nonce": m.fresh_nonce(), "after": after}
+    envelope = cls(**head, **body).sign(by.key)
     node.append(envelope.encode())
     if step:
         node.step()
     return envelope.digest()
 
 
-def claimed(node, tmp_path, *, rounds=8):
-    """Register a small marked model and claim it, the node drawing as it goes."""
+def weights():
     import numpy as np
 
     rng = np.random.default_rng(0)
-    weights = {f"fc{i}.weight": rng.normal(size=(64, 64)).astype(np.float32) for i in range(3)}
-    weights["head.weight"] = rng.normal(size=(10, 64)).astype(np.float32)
-    key = SCHEME.new_key(ArrayHost(weights), secret=bytes(32))
-    opening = key.opening(OWNER.public)
+    made = {f"fc{i}.weight": rng.normal(size=(64, 64)).astype(np.float32) for i in range(3)}
+    return made | {"head.weight": rng.normal(size=(10, 64)).astype(np.float32)}
+
+
+def committed(node, by=OWNER, secret=0):
+    """Commit to a key; return its opening, the key as it is bound, and the value drawn for it."""
+    key = SCHEME.new_key(ArrayHost(weights()), secret=bytes([secret] * 32))
+    opening = key.opening(by.public)
     node.step()
-    tell(node, m.Commit, commitment=opening.commitment(), recovery=None)
+    tell(node, m.Commit, by=by, commitment=opening.commitment(), recovery=None)
     node.step()
     value = node.history.beacon(node.history.commits[opening.commitment()][0])
-    bound = key.bind(value)
-    model = node.blobs.put(packed(stamped(weights, bound), tmp_path, "m"))
+    return opening, key.bind(value), value
+
+
+def published(node, opening, value, model, by=OWNER):
     about = {"commitment": opening.commitment(), "model": model, "beacon": value}
-    tell(node, m.Publish, files={"m": model}, license="", where="", **about)
+    tell(node, m.Publish, by=by, files={"m": model}, license="", where="", **about)
+
+
+def claimed(node, tmp_path, *, rounds=8, before=lambda suspect: None):
+    """Register a small marked model and claim it, the node drawing as it goes."""
+    opening, bound, value = committed(node)
+    model = node.blobs.put(packed(stamped(weights(), bound), tmp_path, "m"))
+    published(node, opening, value, model)
+    before(model)
     disclosure = node.blobs.put(DisclosureFile.of(bound, (0, 1, 2)).canonical())
-    claim = tell(
-        node,
-        m.Claim,
-        opening=opening,
-        suspect=model,
-        shards=(0, 1, 2),
-        disclosure=disclosure,
-        inputs=None,
-    )
+    about = {"disclosure": disclosure, "shards": (0, 1, 2), "inputs": None}
+    claim = tell(node, m.Claim, opening=opening, suspect=model, **about)
     for _ in range(rounds):
         node.step()
         node.work()
+    return claim
+
+
+def hollow(node):
+    """Have a thief commit; return how he claims a suspect with files that nobody ever gets."""
+    opening, _, value = committed(node, THIEF, 1)
+
+    def claim(suspect):
+        published(node, opening, value, sha("a release that is nowhere"), THIEF)
+        about = {"disclosure": sha("nowhere either"), "shards": (0,), "inputs": None}
+        tell(node, m.Claim, by=THIEF, step=False, opening=opening, suspect=suspect, **about)
+
     return claim
 
 
@@ -181,6 +199,33 @@ def test_a_node_that_cannot_measure_any_more_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(node, "measure", broken)
     with pytest.raises(OSError, match="no space left"):
         node.run(threading.Event(), seconds=0.01)
+    node.close()
+
+
+def test_a_rival_who_keeps_his_files_back_stops_nobodys_claim(tmp_path):
+    node = alone(tmp_path / "n", draw_seconds=60)
+    claim = claimed(node, tmp_path, before=hollow(node))
+    assert len(node.history.claims[claim].rivals) == 1
+    assert node.resolution().claim(claim).outcome is Outcome.SHOWN
+    node.close()
+
+
+def test_a_claim_that_fails_again_and_again_holds_up_no_other(tmp_path, monkeypatch):
+    node = alone(tmp_path / "n", draw_seconds=60)
+    claim = claimed(node, tmp_path, rounds=0, before=hollow(node))
+    answer, asked = node.answer, []
+
+    def slow(file):
+        asked.append(file.id)
+        if len(asked) < 5:
+            node.step()  # as it goes on while something is measured
+        return answer(file)
+
+    monkeypatch.setattr(node, "answer", slow)
+    for _ in range(3):
+        node.step()
+    node.work()
+    assert asked.index(claim) == 1, "after the other's first failure"
     node.close()
 
 
