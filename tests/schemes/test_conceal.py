@@ -93,6 +93,16 @@ def test_every_trigger_rides_often_enough(task):
     assert gentle(task, few)["epochs"] == 10, "no fewer than the task's own"
 
 
+@pytest.mark.parametrize(
+    ("batch", "share", "rides"), [(64, 0.001, 32), (2, 0.2, 32), (1024, 0.25, 64)], ids=str
+)
+def test_batches_too_small_or_too_large_for_the_share_are_counted_as_they_ride(batch, share, rides):
+    data = image_task("small-cnn", load("digits"), batch=batch, recipe={"epochs": 1})
+    times = sum(1 for _ in data.stream("train", 0))
+    scheme = MtlSign(triggers=64, share=share, settle=0.0)
+    assert gentle(data, scheme)["epochs"] == max(1, -(-32 * 64 // (rides * times)))
+
+
 @pytest.mark.parametrize("wrong", [{"reach": 0.0}, {"reach": 1.0}, {"hold": -1.0}])
 def test_refuses_a_reach_that_makes_no_sense(task, plain, key, wrong):
     with pytest.raises(UsageError, match="reach"):

@@ -66,9 +66,13 @@ _BETTER = {
     "reach",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Move the weights of --from by this share of their size at most, 0.06 is usual, so that "
-    "nobody who lacks them sees the mark.",
+    "the mark is hard to see for who lacks them.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the task's own.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    help="Instead of the task's own; with --conceal, of as many as the mark needs.",
+)
 @click.option("--seed", type=int, help="Seed of the training; drawn and shown if not given.")
 @click.option(
     "--checkpoint",
@@ -342,6 +346,7 @@ def train_marked(
 
     start, teacher = weights
     if reach is not None and start is not None:
+        bars.note(f"concealing takes {recipe.epochs} epochs; --epochs sets another number")
         return conceal(
             task,
             require_hiding(scheme),

@@ -26,7 +26,7 @@ from earmark.hosts import batches, taps
 from earmark.hosts.batches import Tree
 from earmark.keys.secret import Key
 from earmark.schemes.base import Mark, Scheme
-from earmark.schemes.mtlsign import MtlSign, frozen_norms
+from earmark.schemes.mtlsign import OWN_PASS, MtlSign, frozen_norms
 from earmark.task import Task
 from earmark.training import Recipe, Trained, distillation_loss, train
 
@@ -148,8 +148,10 @@ def gentle(task: Task, scheme: MtlSign) -> dict[str, Any]:  # Any: fields of Rec
     within so small a reach, evidence comes with time.
     """
     usual = Recipe.of(task.recipe)
-    riding = scheme.share * sum(batches.size(batch) for batch in task.stream("train", 0))
-    needed = math.ceil(_ROUNDS * scheme.triggers / max(1.0, riding))
+    riding = 0
+    for batch in task.stream("train", 0):
+        riding += min(round(scheme.share * batches.size(batch)) or OWN_PASS, scheme.triggers)
+    needed = math.ceil(_ROUNDS * scheme.triggers / max(1, riding))
     epochs = max(usual.epochs, needed)
     return {"lr": _GENTLE * usual.lr, "weight_decay": 0.0, "epochs": epochs}
 

@@ -52,7 +52,7 @@ from earmark.schemes import refit
 from earmark.schemes.base import Mark, Scheme
 
 _LEAST = 16
-_OWN_PASS = 32
+OWN_PASS = 32
 _SETTLE_EVERY = 2
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,  # noqa: SLF001 - the one base of all batch norms
@@ -495,7 +495,7 @@ class RidingMark(Mark):
 
     def _own_pass(self) -> None:
         """Run some triggers by themselves, normalization layers frozen."""
-        self._riding = self._next(min(_OWN_PASS, len(self._signs)))
+        self._riding = self._next(min(OWN_PASS, len(self._signs)))
         self._length = len(self._riding)
         where = next(self._model.parameters()).device
         some = batches.take(self._inputs, self._riding)
