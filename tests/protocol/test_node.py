@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from dataclasses import dataclass
 
@@ -10,7 +11,8 @@ from town import SCHEME, packed, stamped
 from world import Party, sha
 
 from earmark import files
-from earmark.errors import NetworkError
+from earmark.cli.main import run
+from earmark.errors import NetworkError, OutputError
 from earmark.hosts.arrays import ArrayHost
 from earmark.policy import Policy
 from earmark.protocol import community as c
@@ -29,8 +31,8 @@ PATIENCE = 120
 """Seconds after which a test that waits has failed; nothing is measured by them."""
 
 
-def alone(folder, **settings):
-    card = c.init_node(folder, operator="lab", url="http://127.0.0.1:9")
+def alone(folder, *, url="http://127.0.0.1:9", **settings):
+    card = c.init_node(folder, operator="lab", url=url)
     rules = Rules(DOMAIN, (m.Member("lab", card.member),), Policy.at("trace"), **settings)
     files.write_bytes(folder / c.COMMUNITY, c.found(folder, [card], rules).canonical())
     return Node(folder)
@@ -227,6 +229,20 @@ def test_a_claim_that_fails_again_and_again_holds_up_no_other(tmp_path, monkeypa
     node.work()
     assert asked.index(claim) == 1, "after the other's first failure"
     node.close()
+
+
+def test_a_node_that_ends_by_itself_serves_no_longer(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("uvicorn")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    alone(tmp_path / "n", url=url).close()
+
+    def ended(self, stop, *, seconds):
+        raise OutputError("no space left")
+
+    monkeypatch.setattr(Node, "run", ended)
+    assert run(["node", "serve", str(tmp_path / "n")]) == OutputError.exit_code
+    assert "no space left" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_to_be_had_is_told_and_asked_for_again(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import struct
 import time
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from world import sha
 
 from earmark import codec
-from earmark.errors import HostError
+from earmark.errors import HostError, RunError
 from earmark.hosts.arrays import ArrayHost
 from earmark.hosts.files import write_tensors
 from earmark.protocol import verifier
@@ -194,6 +195,16 @@ def test_hostile_models_are_refused_within_the_limits(job, tmp_path, name):
         verifier.ask(QUESTION, tight)
     assert not Path("/tmp/earmark-was-here").exists()
     assert [item.name for item in tmp_path.iterdir()] == ["suspect.safetensors"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_sandbox_that_was_stopped_says_nothing_of_its_files(job, monkeypatch, number):
+    """Who stops a node stops its sandboxes too; a ballot must not come of that."""
+    program = f"import os, time; os.kill(os.getpid(), {int(number)}); time.sleep(60)"
+    monkeypatch.setattr(verifier, "_PROGRAM", program)
+    with pytest.raises(RunError) as caught:
+        verifier.ask(QUESTION, job)
+    assert isinstance(caught.value, HostError) is (number == signal.SIGKILL)
 
 
 def test_a_path_is_only_ever_a_digest(job, tmp_path):

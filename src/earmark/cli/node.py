@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -157,12 +159,12 @@ def serve(*, folder: Path, host: str, tasks: Path | None, seconds: float) -> int
     stop = threading.Event()
     server = Server(create_app(node), (host, urlsplit(node.card.url).port or 80))
     click.echo(f"{node.card.operator} listens on {node.card.url}   (stop with Ctrl-C)", err=True)
-    worker = threading.Thread(target=node.run, args=(stop,), kwargs={"seconds": seconds})
-    worker.start()
-    try:
-        server.run()
-    finally:
-        stop.set()
-        worker.join()
-        node.close()
+    with closing(node), ThreadPoolExecutor(1, "node") as pool:
+        working = pool.submit(node.run, stop, seconds=seconds)
+        working.add_done_callback(lambda _: setattr(server, "should_exit", True))
+        try:
+            server.run()
+        finally:
+            stop.set()
+        working.result()  # a node that ended by itself says why
     return 0

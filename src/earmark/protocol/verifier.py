@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import earmark
 from earmark import codec
-from earmark.errors import EarmarkError, HostError
+from earmark.errors import EarmarkError, HostError, RunError
 from earmark.protocol.messages import Finding
 from earmark.protocol.sandbox import Job
 from earmark.protocol.voting import Question
@@ -82,6 +83,7 @@ def ask(question: Question, job: Job) -> Finding:
 
     Raises:
         HostError: The files cannot be measured within the limits, or are not what they should be.
+        RunError: The sandbox was told to stop, as where a node is; it says nothing of the files.
     """
     answer = run(job)
     if "error" in answer:
@@ -122,6 +124,8 @@ def run(job: Job) -> dict[str, object]:
             )
         except subprocess.TimeoutExpired:
             return {"error": "time", "message": "The files need more time than is allowed."}
+    if -done.returncode in (signal.SIGINT, signal.SIGTERM):
+        raise RunError("A measurement was stopped before it was done.")
     if done.returncode != 0 or len(done.stdout) > _MAX_ANSWER:
         return {"error": "died", "message": f"The sandbox ended with {done.returncode}."}
     try:
