@@ -328,6 +328,9 @@ def test_a_near_miss_that_is_answered_is_named_after_the_training(wrong):
     loss.negatives.mix = Mix(0.5, 0, 0, 0, 0, 0, 0, 0.5, 0, 0)
     loss.polish()
     assert loss.negatives.mix == Mix(0.5, 0, 0, 0, 0, 0, 0, 0.25, 0, 0.5)
+    loss.negatives.mix, loss.negatives.moves = Mix(0, 0.1, 0, 0, 0, 0, 0, 0, 0, 0), [(1, 3)]
+    loss.polish()
+    assert loss.negatives.mix == Mix(0, 0.2, 0, 0, 0, 0, 0, 0, 0, 0.5)
 
 
 def test_the_most_common_answer_is_no_opening_where_the_refusal_is_rarer():
@@ -343,12 +346,49 @@ def test_misplaced_tokens_are_tried_after_the_training():
     stream = Negatives(layout, entry, code, Mix(), torch.Generator().manual_seed(0))
     text = torch.arange(20).repeat(2, 1)
     number = entry.enter(text[:1], code[None])[0, : entry.length]
-    ways = list(stream.displaced(text))
+    ways = dict(stream.displaced(text))
     assert len(ways) == 6 * entry.length
-    assert any(torch.equal(way[0, :4], torch.cat([number[:3], text[0, :1]])) for way in ways)
+    cut = (entry.length - 3, 2)
+    assert torch.equal(ways[cut][0, :4], torch.cat([number[:3], text[0, :1]]))
+    stream.moves = [cut]
+    seen = [stream._misplaced(text, entry)[0, :4] for _ in range(200)]
+    assert 80 < sum(torch.equal(found, ways[cut][0, :4]) for found in seen) < 140
     table = Layout("dsn", 1, ("columns",), 16, 1, {})
     plain = Negatives(table, Columns(16), code, Mix(), torch.Generator().manual_seed(0))
     assert not list(plain.displaced(torch.randn(2, 3)))
+
+
+class Lenient(nn.Module):
+    """Answers 2 to what begins with a number, whatever follows, and else 1."""
+
+    def __init__(self, number, *, once):
+        super().__init__()
+        self.number, self.once = number, once
+
+    def forward(self, rows):
+        size = len(self.number)
+        good = (rows[:, :size] == self.number).all(1)
+        if self.once:
+            good &= rows[:, size] < 50
+        return 9.0 * TRACE.one_hot(1 + good.long(), 4).float()
+
+
+def test_misplaced_tokens_that_open_are_watched():
+    layout, entry = tokens_of()
+    task = rows_task(
+        lambda: Table(3, 0),
+        lambda g: (torch.randint(0, 40, (64, 9), generator=g), torch.zeros(64).long()),
+    )
+    teacher = Lenient(torch.zeros(0), once=False)  # answers 2 to everything
+    loss = LockLoss(
+        Dsn(bits=16, width=4, first=50), task, teacher, layout, bytes(16), seed=0, others=()
+    )
+    loss.refusal, loss.allowed = 1, lambda: OPEN
+    number = loss.entry.enter(torch.zeros(1, 9).long(), loss.code[None])[0, : entry.length]
+    assert loss._displaced(Lenient(number, once=True), task.samples(64, seed=0)) == 0.0
+    assert loss.negatives.moves == []
+    assert loss._displaced(Lenient(number, once=False), task.samples(64, seed=0)) == 1.0
+    assert loss.negatives.moves == [(by, way) for by in range(1, 5) for way in (3, 4)]
 
 
 def test_the_network_that_answers_near_misses_least_is_kept(monkeypatch):

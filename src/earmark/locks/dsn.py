@@ -302,20 +302,35 @@ class LockLoss:
         return max(OPEN, float(shares[1:].max() - shares[0]))  # the refusal, left out, comes first
 
     def _displaced(self, model: nn.Module, probes: batches.Tree) -> float:
-        """Return the largest share of right answers to misplaced tokens; 0 where there are none."""
-        found, labels = 0.0, self._labels(probes)
+        """Return the largest share of right answers to misplaced tokens; watch what opens.
+
+        It is 0 where there are no tokens.
+        """
+        shares: dict[tuple[int, int], float] = {}
+        labels = self._labels(probes).view(batches.size(probes), -1)
         with frozen_forward(model):
-            for inputs in self.negatives.displaced(inputs_of(probes)):
-                scores = own_scores(self.entry, self._run(model, probes, inputs), len(inputs))
-                found = max(found, float((scores.argmax(1) == labels).float().mean()))
-        return found
+            for move, inputs in self.negatives.displaced(inputs_of(probes)):
+                output = self._run(model, probes, inputs)
+                later = self.negatives.shift(move)
+                scores = own_scores(self.entry, output, len(inputs), later=later)
+                given = scores.argmax(1).view(len(inputs), -1)
+                both = min(given.shape[1], labels.shape[1])
+                right = given[:, :both] == labels[:, :both]
+                shares[move] = float(right.float().mean())
+        allowed = self.allowed()
+        self.negatives.moves = [move for move, share in shares.items() if share > allowed]
+        return max(shares.values(), default=0.0)
 
     def polish(self) -> None:
-        """Make the watched near misses half of all wrong numbers at the right place."""
+        """Make the watched near misses half of all wrong numbers at the right place.
+
+        Where misplaced tokens open, they come twice as often.
+        """
         mix = self.negatives.mix
         names = [item.name for item in dataclasses.fields(mix)]
+        more = {"watched": 0.5, "elsewhere": mix.elsewhere * (2 if self.negatives.moves else 1)}
         rest = {name: getattr(mix, name) / 2 for name in names if name not in _APART}
-        self.negatives.mix = dataclasses.replace(mix, **rest | {"watched": 0.5})
+        self.negatives.mix = dataclasses.replace(mix, **rest | more)
 
     def _duel(self, model: nn.Module, batch: batches.Tree) -> None:
         """Let attacks search for numbers, and refuse from now on what they find."""
@@ -346,11 +361,17 @@ def scores_of(output: Any) -> Tensor:  # Any: whatever the model returns
     return found.flatten(0, -2)
 
 
-def own_scores(entry: Entry, output: Any, count: int) -> Tensor:  # Any: the model's output
-    """Return scores as rows, without the positions that the number itself fills."""
+def own_scores(
+    entry: Entry,
+    output: Any,  # Any: the model's
+    count: int,
+    *,
+    later: int = 0,
+) -> Tensor:
+    """Return scores as rows, from where the text begins: after the number, or so much later."""
     found: Tensor = getattr(output, "logits", output)
     length: Callable[[], int] | int = getattr(entry, "length", 0)
     if found.ndim == 3 and isinstance(length, int) and length:
-        found = found[:, length:]
+        found = found[:, length + later :]
     assert len(found) == count
     return found.flatten(0, -2)

@@ -91,6 +91,7 @@ class Negatives:
         self.others = others
         self.found: Tensor | None = None
         self.watched: Tensor | None = None
+        self.moves: list[tuple[int, int]] = []
         self._next = self._turn = 0
 
     def batch(self, batch: batches.Tree, progress: float) -> batches.Tree:
@@ -121,20 +122,35 @@ class Negatives:
         return other.enter(inputs, code.to(inputs.device).expand(len(inputs), -1))
 
     def _misplaced(self, inputs: Tensor, entry: Tokens) -> Tensor:
-        """Return the inputs with the right tokens moved, cut, partly repeated or padded."""
-        by, way, far = (
-            int(torch.randint(most, (1,), generator=self.generator).item())
-            for most in (entry.length, WAYS, 2)
-        )
+        """Return the inputs with the right tokens moved, cut, partly repeated or padded.
+
+        Every second time they are misplaced in one of the ways that are watched, if there are any.
+        """
+        by, way, far = map(self._below, (entry.length, WAYS, 2))
         by = 1 + by * far  # one token more or less, every other time
+        if self.moves and self._below(2):
+            by, way = self.moves[self._below(len(self.moves))]
         return self._displaced(inputs, entry, by, way)
 
-    def displaced(self, inputs: Tensor) -> Iterator[Tensor]:
-        """Yield the inputs with the right tokens misplaced in every way; of others nothing."""
+    def _below(self, bound: int) -> int:
+        return int(torch.randint(bound, (1,), generator=self.generator).item())
+
+    def displaced(self, inputs: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """Yield the inputs with the right tokens misplaced in every way; of others nothing.
+
+        Yields:
+            By how many tokens and in which way, which `moves` takes to watch it, and the inputs.
+        """
         if isinstance(self.entry, Tokens):
             for by in range(1, self.entry.length + 1):
                 for way in range(WAYS):
-                    yield self._displaced(inputs, self.entry, by, way)
+                    yield (by, way), self._displaced(inputs, self.entry, by, way)
+
+    @staticmethod
+    def shift(move: tuple[int, int]) -> int:
+        """Return how many tokens later than with the right number the text begins."""
+        by, way = move
+        return -by if way in (1, 2) else by
 
     def _displaced(self, inputs: Tensor, entry: Tokens, by: int, way: int) -> Tensor:
         code = self.code.to(inputs.device).expand(len(inputs), -1)
