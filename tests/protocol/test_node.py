@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -23,6 +24,7 @@ from earmark.protocol.history import genesis_digest
 from earmark.protocol.node import Node, fairly
 from earmark.protocol.rules import Rules
 from earmark.protocol.verifier import code_digest
+from earmark.protocol.voting import own, questions
 from earmark.records import Outcome
 
 OWNER, THIEF = Party("owner"), Party("thief")
@@ -208,6 +210,25 @@ def test_a_rival_who_keeps_his_files_back_stops_nobodys_claim(tmp_path):
     node = alone(tmp_path / "n", draw_seconds=60)
     claim = claimed(node, tmp_path, before=hollow(node))
     assert len(node.history.claims[claim].rivals) == 1
+    assert node.resolution().claim(claim).outcome is Outcome.SHOWN
+    node.close()
+
+
+def test_slow_comparisons_end_before_the_window_does(tmp_path, monkeypatch):
+    node = alone(tmp_path / "n", draw_seconds=60)
+    measure, clock, late, asked = node.measure, time.time, [0.0], []
+    monkeypatch.setattr("earmark.protocol.node.time.time", lambda: clock() + late[0])
+
+    def slow(question):
+        asked.append(question)
+        late[0] = 0.9 * node.rules.commit_seconds
+        return measure(question)
+
+    monkeypatch.setattr(node, "measure", slow)
+    claim = claimed(node, tmp_path, before=hollow(node))
+    file = node.history.claims[claim]
+    assert len(questions(node.history, file)) == 3
+    assert [item for item in asked if item.claim == claim] == [own(file)[0]]
     assert node.resolution().claim(claim).outcome is Outcome.SHOWN
     node.close()
 

@@ -337,16 +337,21 @@ class Node:
     def findings(self, file: ClaimFile) -> tuple[m.Finding, ...]:
         """Measure every question of a claim; what cannot be measured is left out.
 
-        So is a comparison whose files are not to be had: a rival who keeps his back would
-        otherwise keep everybody else's claims from being voted on.
+        So is a comparison whose files are not to be had, or for which no time is left: rivals who
+        keep theirs back, or make them slow, would otherwise keep others' claims from a vote.
 
         Raises:
             NetworkError, LedgerError: A file of the claim's own is not to be had yet; try again.
         """
         with self.lock:
             asked = questions(self.history, file)
+            ends = Count(self.history, file).windows.commit
+        until = ends - min(self.limits.seconds, self.rules.commit_seconds // 4)
         made = []
         for question in asked:
+            if question not in own(file) and time.time() > until:
+                _LOG.warning("claim %s: no time is left to compare it.", file.id[:12])
+                break
             try:
                 made.append(self.measure(question))
             except (HostError, NetworkError, LedgerError) as error:
