@@ -190,3 +190,19 @@ def test_reordered_and_rescaled_neurons_are_undone_against_the_unmarked_parent()
     stranger = Mlp((1, 16, 16), 10, hidden=128)
     bent = align(ModuleHost(stranger), ModuleHost(parent), channels(parent))
     assert not trace(bent, key, names, forms=2).named
+
+
+def test_small_tensors_are_left_alone_unless_the_code_needs_them():
+    body = {"a.weight": (32, 64), "b.weight": (64, 128), "c.weight": (256, 256)}
+    shapes = body | {"head.weight": (10, 256)}
+    host = ArrayHost({name: np.ones(shape, np.float32) for name, shape in shapes.items()})
+
+    def carrier(length, **more):
+        return Tracer(length=length, **more).new_key(host, secret=bytes(32)).layout.carrier
+
+    assert carrier(1024) == ("b.weight", "c.weight")
+    assert carrier(1024, carrier=("[abc].weight",)) == tuple(body)
+    whole = sum(a * b for a, b in body.values()) // tracing.LEAST_WEIGHTS
+    assert carrier(whole) == tuple(body)
+    with pytest.raises(CapacityError):
+        carrier(whole + 1)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 LEAST_WEIGHTS = 32
 STEPS = 8  # confidence of a bit, per standard score
 MOST_CONFIDENCE = 64
+MOST = 0.9  # share of the weights that bears the code
 NAMED_BITS = 20.0  # an innocent is named with probability at most 2^-20, below one in a million
 
 
@@ -61,7 +62,9 @@ class Tracer:
         colluders: Largest coalition to be caught.
         length: Bits of the code; by default what customers and colluders need.
         margin: Standard score that each bit is pushed to.
-        carrier: Globs of tensors to use; by default all that Deep Water would.
+        carrier: Globs of tensors to use; by default, of those that Deep Water would, the largest
+            that hold nine tenths of the weights. A codeword that is written without training harms
+            small tensors most, where much hangs on every weight.
 
     Raises:
         UsageError: A setting out of range.
@@ -107,9 +110,11 @@ class Tracer:
         """
         host.require(Access.WEIGHTS, by="tracing")
         shapes = cells_of.eligible(host, self.carrier)
+        length = self.length or tardos_length(self.customers, self.colluders, bits=NAMED_BITS)
+        if not self.carrier:
+            shapes = _largest(shapes, length * LEAST_WEIGHTS)
         sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         total = sum(sizes.values())
-        length = self.length or tardos_length(self.customers, self.colluders, bits=NAMED_BITS)
         if total < length * LEAST_WEIGHTS:
             raise CapacityError(
                 f"A code of {length} bits needs {length * LEAST_WEIGHTS:,} weights; "
@@ -217,6 +222,16 @@ class Trace:
     def outcome(self) -> Outcome:
         """Shown if somebody is named; else inconclusive: this trace never clears anybody."""
         return Outcome.SHOWN if self.named else Outcome.INCONCLUSIVE
+
+
+def _largest(shapes: dict[str, tuple[int, ...]], least: int) -> dict[str, tuple[int, ...]]:
+    """Return the largest tensors that hold most of all weights, and `least` if all of them do."""
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    wanted, chosen = max(MOST * sum(sizes.values()), least), set[str]()
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if sum(sizes[item] for item in chosen) < wanted:
+            chosen.add(name)
+    return {name: shape for name, shape in shapes.items() if name in chosen}
 
 
 def codeword(key: Key, customer: str) -> tuple[int, ...]:
