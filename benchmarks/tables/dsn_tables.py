@@ -338,7 +338,7 @@ def fingerprint() -> str:
             f"{row['absent_worst']:.1f}",
             f"{row['one_wrong_bit_worst']:.1f}",
         ]
-        for row in rows_of("tracing")
+        for row in sorted(rows_of("tracing"), key=lambda row: (row["network"], row["seed"]))
         if row["what"] == "cost"
     ]
     head = [
