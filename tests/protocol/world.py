@@ -13,7 +13,7 @@ from earmark.protocol.history import Entry, History, genesis_digest
 from earmark.protocol.resolve import resolve_history
 from earmark.protocol.rules import Rules
 from earmark.protocol.voting import questions
-from earmark.records import Layout, Opening
+from earmark.records import Layout, Opening, Outcome
 
 DOMAIN = "example.org/community"
 LAYOUT = Layout("deepwater", 1, ("fc",), 256, 8)
@@ -185,3 +185,31 @@ class World:
 
 def moved(entry, **changes):
     return replace(entry, **changes)
+
+
+OWNER, THIEF = Party("owner"), Party("thief")
+
+
+def protected(**how):
+    """Return a world in which the owner has released M, and S is a copy of it."""
+    world = World(**how)
+    world.register(OWNER, "M")
+    world.truth.add(("owner", "S"))
+    return world
+
+
+def claimed(world, owner=OWNER, suspect="S", **how):
+    claim = world.claim(owner, suspect)
+    world.vote(claim, **how)
+    return claim, world.result(claim)
+
+
+def overwritten(order=("owner", "thief"), **how):
+    """The thief marks the owner's release, publishes that, and both claim it."""
+    world = protected(**how)
+    world.register(THIEF, "S")
+    claims = {}
+    for name in order:
+        claims[name], result = claimed(world, OWNER if name == "owner" else THIEF, "S")
+        assert result.outcome is Outcome.SHOWN
+    return world, claims
