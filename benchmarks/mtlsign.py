@@ -108,8 +108,7 @@ def attacks(key: Key, network: str, *, overwrite: dict[str, Any]) -> dict[str, A
     )
     assert len(shown) == len(half)
     everywhere = Collapse(weight=10.0, epochs=8, taps=every_layer(network))
-    last = "stages.2" if network.startswith("resnet") else "fc"
-    known = (last, f"{last}:in")
+    known = key.layout.carrier  # the marked layers, and what flows into them
     return {
         "collapse-30": Collapse(weight=30.0, epochs=10, taps=known),
         "collapse-3": Collapse(weight=3.0, taps=known),
