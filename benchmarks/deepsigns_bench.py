@@ -41,8 +41,8 @@ OWN: dict[tuple[str, str], dict[str, Any]] = {
     ("mlp", "black"): {"every": 8},  # half as often and twice as long: less time and less harm
     ("small-cnn", "black"): {"every": 8},
 }
-ON: dict[tuple[str, str, str], dict[str, Any]] = {
-    ("cifar10", "small-cnn", "white"): {"weight": 1.5},  # three of 256 bits stay wrong at 1
+OWN_ON: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("cifar10", "small-cnn", "white"): {"weight": 1.5},  # at 1 some of 256 bits stay wrong
     ("cifar10", "wide-resnet", "black"): {"weight": 0.15},
 }
 TIMES = {"mlp": 2, "small-cnn": 2, "wide-resnet": 4}  # how much longer answers are taught
@@ -223,7 +223,7 @@ def forms(cell: Cell) -> dict[str, Scheme]:
 def settings(cell: Cell, form: str) -> dict[str, Any]:
     """The settings of a form that differ from the defaults."""
     own = OWN.get((cell.network, form), {})
-    return own | ON.get((cell.args.data, cell.network, form), {})
+    return own | OWN_ON.get((cell.args.data, cell.network, form), {})
 
 
 def attacker(cell: Cell, form: str) -> dict[str, Any]:
