@@ -215,13 +215,14 @@ def _submit(
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the workers now, whatever they are doing; an interrupt does not wait for trainings."""
-    workers = list((pool._processes or {}).values())  # noqa: SLF001 - no public way
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in workers:
+    """End the workers now, whatever they are doing; an interrupt does not wait for trainings.
+
+    The pool's own thread is waited for: left to the interpreter's exit, it closes the pipe that the
+    exit is about to write to.
+    """
+    for process in list((pool._processes or {}).values()):  # noqa: SLF001 - no public way
         process.terminate()
-    for process in workers:
-        process.join()
+    pool.shutdown(cancel_futures=True)
 
 
 def _work(journey: Journey, key: Key, pool: ProcessPoolExecutor, events: Events, seed: int) -> None:
