@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def values(results):
 
 
 def test_inline_and_processes_agree_and_failures_stop_nobody():
-    from toy_jobs import double
+    from light_jobs import double
 
     jobs = [1, 2, -1, 4, 5]
     inline = values(Inline().run(double, jobs))
@@ -39,7 +40,7 @@ def test_inline_and_processes_agree_and_failures_stop_nobody():
 
 
 def test_a_job_whose_worker_is_killed_is_tried_again(tmp_path):
-    from toy_jobs import die_once
+    from light_jobs import die_once
 
     jobs = [(str(tmp_path), value) for value in range(4)]
     assert sorted(Processes(2).run(die_once, jobs)) == [(i, i) for i in range(4)]
@@ -47,7 +48,7 @@ def test_a_job_whose_worker_is_killed_is_tried_again(tmp_path):
 
 
 def test_a_job_that_kills_every_worker_is_given_up():
-    from toy_jobs import die
+    from light_jobs import die
 
     found = dict(Processes(1, attempts=2).run(die, [0, 1, 2]))
     assert found[0] == 0
@@ -56,7 +57,7 @@ def test_a_job_that_kills_every_worker_is_given_up():
 
 
 def test_leaving_early_leaves_no_process():
-    from toy_jobs import double
+    from light_jobs import double
 
     results = Processes(2).run(double, list(range(50)))
     next(results)
@@ -70,6 +71,21 @@ def test_refuses_no_workers():
     assert list(Processes(2).run(len, [])) == []
 
 
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory):
+    """The plan's rows, one after another in this process; and where they lie."""
+    from toy_jobs import PLAN
+
+    folder = tmp_path_factory.mktemp("inline")
+    return folder, run_cells(Plan.of(PLAN).cells(folder / "a"), folder / "a.jsonl")
+
+
+def kept(folder, new):
+    """Put the plan's trained model into a new folder, so that nobody has to train it again."""
+    for path in (folder / "a").iterdir():
+        shutil.copy(path, new)
+
+
 def comparable(found):
     from dataclasses import replace
 
@@ -77,36 +93,44 @@ def comparable(found):
 
 
 def test_a_plan_gives_the_same_rows_inline_and_on_processes_and_runs_no_cell_twice(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, inline
 ):
     from toy_jobs import PLAN
 
     import earmark.bench.run as running
 
     plan = Plan.of(PLAN)
-    inline = run_cells(plan.cells(tmp_path / "a"), tmp_path / "a.jsonl")
+    folder, alone = inline
     spread = run_cells(plan.cells(tmp_path / "b"), tmp_path / "b.jsonl", executor=Processes(2))
-    assert comparable(inline) == comparable(spread)
-    assert [row.trial.error for row in inline] == [None] * 6
+    assert comparable(alone) == comparable(spread)
+    assert [row.trial.error for row in alone] == [None] * 6
     monkeypatch.setattr(running, "measure", None)
-    again = run_cells(plan.cells(tmp_path / "a"), tmp_path / "a.jsonl")
-    assert again == inline
+    again = run_cells(plan.cells(folder / "a"), folder / "a.jsonl")
+    assert again == alone
 
 
-def test_a_worker_killed_in_a_cell_costs_no_row(tmp_path, monkeypatch):
+def test_a_worker_killed_in_a_cell_costs_no_row(tmp_path, monkeypatch, inline):
     from toy_jobs import PLAN, killed_once
 
     import earmark.bench.run as running
 
-    plan = Plan.of(PLAN)
-    inline = run_cells(plan.cells(tmp_path), tmp_path / "a.jsonl")
+    folder, alone = inline
+    kept(folder, tmp_path)
     monkeypatch.setattr(running, "run_pair", killed_once)
-    found = run_cells(plan.cells(tmp_path), tmp_path / "b.jsonl", executor=Processes(2))
+    cells = Plan.of(PLAN).cells(tmp_path)
+    found = run_cells(cells, tmp_path / "b.jsonl", executor=Processes(2))
     assert (tmp_path / "killed").exists()
-    assert comparable(found) == comparable(inline)
+    assert comparable(found) == comparable(alone)
 
 
-def test_an_interrupt_keeps_finished_rows_and_the_next_run_does_the_others(tmp_path):
+def test_an_interrupt_keeps_finished_rows_and_the_next_run_does_the_others(
+    tmp_path, monkeypatch, inline
+):
+    from toy_jobs import PLAN, slow_pair
+
+    import earmark.bench.run as running
+
+    kept(inline[0], tmp_path)
     command = [sys.executable, str(TOY / "toy_jobs.py"), str(tmp_path)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
     path = tmp_path / "rows.jsonl"
@@ -116,15 +140,15 @@ def test_an_interrupt_keeps_finished_rows_and_the_next_run_does_the_others(tmp_p
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode in {130, -signal.SIGINT}  # the same to a shell
-    kept = rows.read(path)
-    assert 2 <= len(kept) < 6
+    done = rows.read(path)
+    assert 2 <= len(done) < 6
     ran = (tmp_path / "ran").read_text().split()
-    finished = subprocess.run(command, check=True, capture_output=True)
-    assert finished.returncode == 0
+    monkeypatch.setattr(running, "run_pair", slow_pair)
+    run_cells(Plan.of(PLAN).cells(tmp_path), path)
     assert len(rows.read(path)) == 6
     later = (tmp_path / "ran").read_text().split()[len(ran) :]
-    assert len(later) == 6 - len(kept)
-    assert not set(later) & set(kept)
+    assert len(later) == 6 - len(done)
+    assert not set(later) & set(done)
 
 
 def test_a_subject_that_cannot_be_made_gives_rows_with_the_reason(tmp_path):

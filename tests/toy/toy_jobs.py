@@ -1,4 +1,4 @@
-"""Jobs for the executors' tests: importable by worker processes."""
+"""Cells as jobs for the executors' tests: importable by worker processes."""
 
 from __future__ import annotations
 
@@ -10,28 +10,6 @@ from pathlib import Path
 
 from earmark.bench.plan import Plan
 from earmark.bench.run import measure, run_cells
-
-
-def double(value):
-    if value < 0:
-        raise ValueError("negative")
-    return 2 * value, os.getpid()
-
-
-def die_once(job):
-    """Kill the own worker on the first attempt at job 2."""
-    folder, value = job
-    marker = Path(folder) / "died"
-    if value == 2 and not marker.exists():
-        marker.write_text("")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return value
-
-
-def die(value):
-    if value == 1:
-        os._exit(7)
-    return value
 
 
 def slow_pair(pair):
