@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from itertools import takewhile
@@ -35,7 +36,40 @@ def _require_printed(shown: list[str], printed: str) -> None:
     assert not shown or re.fullmatch(wanted, found, re.DOTALL), f"shown:\n{shown}\nnow:\n{found}"
 
 
-def _console(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+class Commands:
+    """The command line; a model that one page protected is not trained again for the next one.
+
+    Only the very same command in a folder of the very same files is taken from an earlier page.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done: dict[tuple[object, ...], tuple[int, str, str]] = {}
+
+    def run(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+        """Return exit code, stdout and stderr."""
+        files = {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+        about = (*words, os.environ["EARMARK_PASSPHRASE"], *sorted(files.items()))
+        if about not in self.done or words[0] != "protect":
+            capsys.readouterr()
+            code = run(words)
+            self.done[about] = (code, *capsys.readouterr())
+            if words[0] == "protect":
+                shutil.copytree(".", self._kept(about))
+        else:
+            shutil.copytree(self._kept(about), ".", dirs_exist_ok=True)
+        return self.done[about]
+
+    def _kept(self, about: tuple[object, ...]) -> Path:
+        return self.folder / str(list(self.done).index(about))
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory) -> Commands:
+    return Commands(tmp_path_factory.mktemp("protected"))
+
+
+def _console(text: str, commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     last = 0
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
     for place, line in enumerate(lines):
@@ -50,9 +84,7 @@ def _console(text: str, capsys: pytest.CaptureFixture[str]) -> None:
             assert [str(last)] == said, f"exit code after: {text}"
         elif words[0] == "earmark" and words[1:2] != ["demo"]:
             cut = words.index(">") if ">" in words else len(words)
-            capsys.readouterr()
-            last = run(words[1:cut])
-            printed, complained = capsys.readouterr()
+            last, printed, complained = commands.run(words[1:cut], capsys)
             if cut < len(words):
                 Path(words[cut + 1]).write_text(printed)
             told = last in (0, 1, 3) or lines[place + 1 : place + 2] == ["$ echo $?"]
@@ -61,7 +93,7 @@ def _console(text: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_snippet_runs(page, tmp_path, monkeypatch, capsys) -> None:
+def test_every_snippet_runs(page, tmp_path, monkeypatch, capsys, commands) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EARMARK_PASSPHRASE", "docs")
     scope: dict[str, object] = {"__name__": "docs"}
@@ -75,7 +107,7 @@ def test_every_snippet_runs(page, tmp_path, monkeypatch, capsys) -> None:
         elif language == "python":
             exec(compile(code, f"{page}:python", "exec"), scope)
         elif language == "console":
-            _console(code, capsys)
+            _console(code, commands, capsys)
 
 
 def test_generated_pages_are_fresh() -> None:
