@@ -17,15 +17,14 @@ from earmark.cli.main import run
 from earmark.demo.journey import ATTACKS, INNOCENTS
 from earmark.errors import FileError
 
-COMMAND = [sys.executable, "-m", "earmark", "demo", "--data", "digits"]
+COMMAND = [sys.executable, "-m", "earmark", "demo", "--data", "digits", "--out"]
+SHORT = [sys.executable, str(Path(__file__).parents[1] / "toy" / "short_demo.py")]
 
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    done = subprocess.run(
-        [*COMMAND, "--out", str(folder)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -103,8 +102,9 @@ def _family(root: int) -> set[int]:
 @pytest.mark.parametrize("until", ["#0", "#1"])
 def test_an_interrupt_ends_it_at_once_and_keeps_what_is_finished(tmp_path, until) -> None:
     folder = tmp_path / "demo"
+    command = COMMAND if until == "#0" else [*SHORT, str(tmp_path)]
     process = subprocess.Popen(
-        [*COMMAND, "--out", str(folder)],
+        [*command, str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
