@@ -95,14 +95,20 @@ TASK = """
 from earmark.bench import zoo
 from earmark.bench.data import load
 
-data = load("digits")
-work = zoo.image_task("small-cnn", data)
 recipe = {"epochs": 4, "lr": 0.05}
-model, loss, evaluate = work.model, work.loss, work.evaluate
+loss = zoo.cross_entropy
+
+
+def model():
+    return zoo.SmallCnn((1, 8, 8), 10)
 
 
 def batches(split, seed=0):
-    return data.batches(split, size=64, seed=seed)
+    return load("digits").batches(split, size=64, seed=seed)
+
+
+def evaluate(network):
+    return zoo.accuracy(network, batches("test"))
 """
 
 
