@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
 
 import pytest
 import torch
@@ -234,3 +236,15 @@ def test_task_files(tmp_path) -> None:
     assert load_task(path).name == "mine"
     with pytest.raises(TaskError):
         from_module(object(), name="x")
+
+
+def test_a_task_file_is_run_as_it_stands(tmp_path, monkeypatch) -> None:
+    """No bytecode is left beside it, and none of an earlier, equally long text is run."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "own.py"
+    text = "model = loss = batches = evaluate = print\nname = 'one'\n"
+    for name in ("one", "two"):
+        path.write_text(text.replace("one", name))
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        assert load_task(path).name == name
+    assert list(tmp_path.iterdir()) == [path]

@@ -21,8 +21,9 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib.machinery import SOURCE_SUFFIXES, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -149,6 +150,15 @@ def _series(found: object) -> None:
         raise TypeError(f"it gives a {type(found).__name__}, no series of batches")
 
 
+class _AsItStands(SourceFileLoader):
+    """Load a task file from its source: no bytecode is left beside it, none is taken for it."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compile the source anew."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def load_task(path: str | Path) -> Task:
     """Run a task file and return its task.
 
@@ -165,8 +175,10 @@ def load_task(path: str | Path) -> Task:
             f"Task file '{source}' loads itself while it runs.",
             hint="Keep load_task() and training out of it, or under if __name__ == '__main__'.",
         )
-    spec = importlib.util.spec_from_file_location(f"earmark_task_{source.stem}", source)
-    if spec is None or spec.loader is None:
+    name = f"earmark_task_{source.stem}"
+    loader = _AsItStands(name, str(source))
+    spec = importlib.util.spec_from_file_location(name, source, loader=loader)
+    if spec is None or spec.loader is None or source.suffix not in SOURCE_SUFFIXES:
         raise TaskError(f"Task file '{source}' is no Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
