@@ -17,7 +17,14 @@ SCHEMES: dict[str, dict[str, object]] = {
 }
 # Where a published scheme has room for fewer bits on hosts so small.
 BITS = {"deepmarks": 12.0, "deepsigns-paper": 12.0}
-RECIPES: dict[str, dict[str, object]] = {"mtlsign": {"epochs": 30}}
+# Epochs of the embedding, where the usual twenty are too few or far more than are needed.
+RECIPES: dict[str, dict[str, object]] = {
+    "mtlsign": {"epochs": 30},
+    "adi": {"epochs": 10},
+    "deepsigns-blackbox": {"epochs": 12},
+    "deepsigns-blackbox-paper": {"epochs": 10},
+    "deepwater": {"epochs": 10},
+}
 ATTACKS: dict[str, dict[str, object]] = {
     "cleanse-patches": {"steps": 10},
     "jacobian-augmentation": {"rounds": 1, "epochs": 0.1},
