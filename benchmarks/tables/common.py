@@ -2,14 +2,20 @@
 
 import json
 import statistics
+from functools import cache
 from pathlib import Path
 
 ROWS = Path(__file__).resolve().parent.parent / "rows"
 
 
 def rows_of(name: str) -> list[dict]:
-    """Return the rows of one file, or none where nothing was measured yet."""
-    path = ROWS / f"{name}.jsonl"
+    """Return the rows of one file, the caller's own, or none where nothing was measured yet."""
+    return [dict(row) for row in _parsed(ROWS / f"{name}.jsonl")]
+
+
+@cache
+def _parsed(path: Path) -> list[dict]:
+    """Parse a file once: the tables ask for the same ones many times."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
