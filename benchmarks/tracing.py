@@ -1,9 +1,8 @@
 """Measure tracing: leaked, damaged and colluded copies of one locked model, and innocents.
 
 Copies are made as `earmark license issue --lock` makes them: of one locked parent, each with a
-number of its own by moving weights, and a codeword. That is the worst case for tracing, since
-copies of one parent can be averaged and compared. On convolutions, where numbers cannot be moved,
-they keep the parent's number and differ by nothing but their codewords.
+number of its own without training, and a codeword. That is the worst case for tracing, since
+copies of one parent can be averaged and compared.
 
     python benchmarks/tracing.py --network mlp-128 --epochs 30 --seeds 0-4
     python benchmarks/tracing.py --network small-cnn --images 10000 --epochs 12 --seeds 0-4
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from dsn_attacks import tuned
 from dsn_bench import Bench, Row, accuracy_of, measure, options
 from earmark.hosts.arrays import ArrayHost
+from earmark.hosts.front import PREFIX, put_front, read_front
 from earmark.hosts.module import ModuleHost
 from earmark.keys.secret import Key
 from earmark.locks import tracing
@@ -97,9 +97,7 @@ class Shop:
         host, draw = ModuleHost(bench.model), random.Random(f"shop {bench.seed}")
         drawn = (draw.randbytes(16) for _ in itertools.count())
         fitting = (n for n in drawn if fits(bench.layout, bench.serial, n))
-        dense = next(bench.model.parameters()).ndim == 2
-        own = fitting if dense else itertools.repeat(bench.serial)
-        self.numbers = dict(zip(CUSTOMERS, own, strict=False))
+        self.numbers = dict(zip(CUSTOMERS, fitting, strict=False))
         self.base: Tensors = {name: host.tensor(name) for name in host.tensor_names()}
         self.tracer = tracing.Tracer(customers=100, colluders=3, margin=margin)
         secret = random.Random(f"tracing {bench.seed}").randbytes(32)
@@ -111,20 +109,29 @@ class Shop:
         """Return a customer's copy."""
         if customer not in self.made:
             number, b = self.numbers[customer], self.bench
-            moved = number != b.serial
-            own = rekey(b.model, b.layout, b.serial, number) if moved else b.model
+            own = rekey(b.model, b.layout, b.serial, number)
             host = self.tracer.mark(ModuleHost(own), self.key, customer)
-            self.made[customer] = {name: host.tensor(name) for name in self.base}
+            self.made[customer] = {name: host.tensor(name) for name in host.tensor_names()}
         return self.made[customer]
 
     def module(self, tensors: Tensors) -> torch.nn.Module:
         """Return a torch model with some tensors."""
         model = self.bench.task.model()
+        fronts = {name: torch.tensor(part) for name, part in tensors.items() if PREFIX in name}
+        front = read_front(fronts)
+        if front is not None:
+            put_front(model, front)
         state = model.state_dict()
         for name, values in tensors.items():
             made = torch.from_numpy(np.asarray(values).copy()).to(state[name].dtype)
             state[name].copy_(made.view_as(state[name]))
         return model.eval()
+
+    def works(self, tensors: Tensors, customer: str) -> float:
+        """Return the accuracy that a customer's number gives on what his copy has become."""
+        b, number = self.bench, self.numbers[customer]
+        entry, code = b.lock.entry(b.layout, number), code_of(number, len(b.code))
+        return accuracy_of(self.module(tensors), entry, b.x[:2000], b.y[:2000], code)
 
     def trace(self, tensors: Tensors) -> tracing.Trace:
         """Trace a suspect among all customers."""
@@ -178,24 +185,25 @@ def cells(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
     yield cost(shop)
     chosen = [CUSTOMERS[i] for i in rng.permutation(100)[: args.leaks]]
     for name, act in DAMAGE.items():
-        found = [
-            (
-                shop.trace(shop.carried(copy, lambda item, copy=copy, act=act: act(copy[item]))),
-                {who},
-            )
-            for who in chosen
-            for copy in (shop.copy(who),)
-        ]
-        yield verdict("single leak", found, damage=name)
+        copies = {who: shop.copy(who) for who in chosen}
+        leaks = {
+            who: shop.carried(copy, lambda item, copy=copy, act=act: act(copy[item]))
+            for who, copy in copies.items()
+        }
+        found = [(shop.trace(leak), {who}) for who, leak in leaks.items()]
+        works = max(shop.works(leaks[who], who) for who in chosen[:3])
+        yield verdict("single leak", found, damage=name, accuracy=works)
     for images in (600, 6000):
-        found = []
+        found, works = [], 0.0
         for who in chosen[: args.tuned]:
             model = shop.module(shop.copy(who))
             samples = bench.train[0][:images], bench.train[1][:images]
             tuned(model, samples, seed=bench.seed, rate=1e-3)
             host = ModuleHost(model)
             found.append((shop.trace({n: host.tensor(n) for n in shop.base}), {who}))
-        yield verdict("single leak", found, damage=f"lock stripped: tuned on {images} images")
+            works = max(works, bench.absent(model, 2000))
+        stripped = f"lock stripped: tuned on {images} images"
+        yield verdict("single leak", found, damage=stripped, accuracy=works)
     for size in (2, 3):
         for name, mix in MIXES.items():
             found = []
@@ -217,7 +225,7 @@ def cells(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     options(parser)
-    parser.add_argument("--margin", type=float, default=1.5)
+    parser.add_argument("--margin", type=float, default=1.25)
     parser.add_argument("--leaks", type=int, default=10)
     parser.add_argument("--tuned", type=int, default=2)
     parser.add_argument("--trials", type=int, default=8)

@@ -410,3 +410,12 @@ def test_reading_needs_no_torch(tmp_path):
 
 def test_the_table_of_types_is_whole():
     assert set(tensorfile.BYTES) == set(tensorfile.FRAMEWORK)
+
+
+def test_scaled_integers_are_loaded_as_the_weights_that_they_stand_for(tmp_path):
+    codes = torch.randint(-90, 90, (6, 8), dtype=torch.int8)
+    scale, path = torch.rand(6, 1) + 0.1, tmp_path / "small.safetensors"
+    save_file({"weight": codes, "weight_scale": scale, "bias": torch.ones(6)}, path)
+    layer = nn.Linear(8, 6)
+    load_state(layer, path)
+    assert torch.allclose(layer.weight, codes.float() * scale)

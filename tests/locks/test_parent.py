@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from earmark.bench import zoo
 from earmark.cli.main import run
 from earmark.errors import FormatError, LicenseError
 from earmark.hosts.files import load_state, save_release
+from earmark.hosts.front import load_copy
 from earmark.locks.parent import Parent
 from earmark.locks.serial import parse_serial
 from earmark.records import Layout
@@ -69,16 +72,19 @@ def issue(capsys, customer, *more):
     )
 
 
-def opened(capsys, owner, name, sold):
-    """Unlock a copy and return its network and its number."""
+def unlock(capsys, owner, name):
     code, _ = call(
         capsys,
         *("unlock", name, "--license", f"{name}.license", "--issuer", owner),
         *("--serial-file", f"{name}.serial", "-o", f"{name}.safetensors"),
     )
     assert code == 0
-    model = sold.task.model()
-    load_state(model, f"{name}.safetensors")
+
+
+def opened(capsys, owner, name, sold):
+    """Unlock a copy and return its network and its number."""
+    unlock(capsys, owner, name)
+    model = load_copy(sold.task.model(), f"{name}.safetensors")
     return model, parse_serial(Path(f"{name}.serial").read_text().strip())
 
 
@@ -103,21 +109,71 @@ def test_every_customer_gets_a_lock_of_his_own(sold, shop, capsys, tmp_path):
     assert numbers == sorted(set(numbers))
 
 
-def test_a_network_of_convolutions_is_distilled_from_the_teacher(sold, shop, capsys, tmp_path):
+def of_convolutions(tmp_path):
+    """Make the parent a network of convolutions, untrained."""
     write_task(tmp_path, "task.py", "SmallCnn((1, 8, 8), 10, width=4, hidden=16)")
-    save_release(zoo.SmallCnn((1, 8, 8), 10, width=4, hidden=16), tmp_path / "cnn.safetensors")
     (tmp_path / "parent.safetensors").unlink()
-    (tmp_path / "cnn.safetensors").rename(tmp_path / "parent.safetensors")
+    model = zoo.SmallCnn((1, 8, 8), 10, width=4, hidden=16).eval()
+    save_release(model, tmp_path / "parent.safetensors")
+    return model
+
+
+def test_a_network_of_convolutions_is_given_another_number(sold, shop, capsys, tmp_path):
+    parent = of_convolutions(tmp_path)
     code, found = issue(capsys, "acme", "--task", "task.py")
-    assert (code, found["outcome"]) == (5, "error")
-    assert "moving weights" in json.dumps(found["error"])
-    assert "Pass --teacher" in json.dumps(found["error"])
+    assert code == 0, found
+    unlock(capsys, shop, "acme")
+    serial = parse_serial(Path("acme.serial").read_text().strip())
+    copied = load_copy(zoo.SmallCnn((1, 8, 8), 10, width=4, hidden=16), "acme.safetensors")
+    images = torch.rand(5, 1, 8, 8)
+    with torch.no_grad():
+        before = sold.lock.opened(parent, sold.layout, sold.serial)(images)
+        after = sold.lock.opened(copied, sold.layout, serial)(images)
+        foreign = sold.lock.opened(copied, sold.layout, sold.serial)(images)
+    assert torch.allclose(before, after, atol=1e-5)
+    assert not torch.allclose(before, foreign, atol=1e-3)
+
+
+def test_a_fingerprinted_copy_opens_and_is_traced(shop, capsys, tmp_path):
+    write_task(tmp_path, "task.py", "SmallCnn((1, 8, 8), 10, width=48, hidden=256)")
+    model = zoo.SmallCnn((1, 8, 8), 10, width=48, hidden=256)
+    save_release(model, "parent.safetensors", overwrite=True)
+    for customer in ("acme", "bolt"):
+        words = ["--customer", customer, "-o", customer, "--lock", "parent.lock"]
+        words += ["--task", "task.py"]
+        code, found = call(capsys, "license", "issue", "parent.safetensors", *words)
+        assert code == 0, found
+    unlock(capsys, shop, "acme")
+    copied = load_copy(zoo.SmallCnn((1, 8, 8), 10, width=48, hidden=256), "acme.safetensors")
+    assert copied.input_front_at.dtype == torch.int64
+    for more in ([], ["--parent", "parent.safetensors", "--task", "task.py"]):
+        code, found = call(capsys, "trace", "acme.safetensors", *more)
+        assert code == 0, found
+        assert [name.partition(":")[2] for name in found["named"]] == ["acme"]
+
+
+def test_a_copy_is_distilled_where_that_is_asked_for(sold, shop, capsys, tmp_path):
+    of_convolutions(tmp_path)
+    code, found = issue(capsys, "acme", "--task", "task.py", "--epochs", "1")
+    assert (code, "Pass --teacher" in json.dumps(found["error"])) == (2, True)
     assert not (tmp_path / "acme").exists()
+    words = ["--customer", "acme", "-o", "acme", "--epochs", "1"]
+    code, found = call(capsys, "license", "issue", "parent.safetensors", *words)
+    assert (code, "Pass --lock" in json.dumps(found["error"])) == (2, True)
     more = ["--task", "task.py", "--teacher", "parent.safetensors", "--epochs", "1"]
     code, found = issue(capsys, "acme", *more)
     assert code == 0, found
     assert set(found["near_misses"]) == {"one_wrong_bit", "two_wrong_bits", "constant_answer"}
     assert set(found["utility"]) == {"unlocked", "with_number", "without"}
+
+
+def test_a_code_that_is_spread_is_distilled_or_refused(sold, shop, capsys, tmp_path):
+    spread = replace(sold.layout, params={**sold.layout.params, "place": "spread"})
+    (tmp_path / "parent.lock").write_bytes(Parent("dsn", spread, sold.serial).encode())
+    code, found = issue(capsys, "acme", "--task", "task.py")
+    assert (code, found["outcome"]) == (2, "error")
+    assert "--epochs 6" in json.dumps(found["error"])
+    assert not (tmp_path / "acme").exists()
 
 
 def test_a_copy_is_measured_as_it_is_shipped(sold, shop, capsys):

@@ -1,6 +1,7 @@
-"""A copy gets another number by moving weights, without training."""
+"""A copy gets another number without training, by what stands in front of it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from torch import nn
 
 from earmark.bench import zoo
 from earmark.errors import HostError, KeyLayoutError
+from earmark.hosts.front import has_front
 from earmark.locks.entry import Opened, code_of, entry_of, layout_of
-from earmark.locks.rekey import fits, rekey
+from earmark.locks.rekey import fits, rekey, require_same
 
-from .conftest import Table
+from .conftest import Sequence, Table
 
 
 def open_with(sold, model, serial):
@@ -51,13 +53,11 @@ def test_near_misses_stay_refused(sold, copies):
         assert sold.task.evaluate(Opened(made[0], entry, near).eval()) <= 20
 
 
-def test_two_copies_and_one_number_give_the_other_number(sold, copies):
+def test_two_copies_and_one_number_give_the_code_of_the_other(sold, copies):
     """Not a virtue: the test keeps the documentation honest."""
     numbers, made = copies
-    ours, theirs = (entry_of(sold.layout, number).places for number in numbers[:2])
-    mine, other = made[0].fc1.weight[:, ours], made[1].fc1.weight[:, theirs]
-    read = code_of(numbers[0], 16) * (mine * other).sum(0).sign()
-    assert torch.equal(read, code_of(numbers[1], 16))
+    ours, theirs = (model.input_front_scale for model in made[:2])
+    assert torch.equal(code_of(numbers[0], 16) * ours * theirs, code_of(numbers[1], 16))
 
 
 def test_the_given_model_is_untouched_and_its_own_number_changes_nothing(sold, copies):
@@ -65,31 +65,85 @@ def test_the_given_model_is_untouched_and_its_own_number_changes_nothing(sold, c
     same = rekey(sold.model, sold.layout, sold.serial, sold.serial)
     rekey(sold.model, sold.layout, sold.serial, copies[0][0])
     assert all(torch.equal(before[name], v) for name, v in sold.model.state_dict().items())
-    assert all(torch.allclose(before[name], v) for name, v in same.state_dict().items())
+    assert torch.equal(same.input_front_at, same.input_front_source)
+    assert bool((same.input_front_scale == 1).all())
 
 
-def test_tables_are_given_another_number_exactly():
-    model, rows = Table(4, 16).eval(), torch.randn(8, 4)
-    layout = layout_of(rows, bits=16, repeat=1, place="patch", tokens=(0, 1))
-    old, new = bytes(16), b"n" * 16
-    entry = entry_of(layout, old)
-    made = rekey(model, layout, old, new)
-    before = model(entry.present(rows, code_of(old, 16)))
-    assert torch.allclose(before, made(entry.present(rows, code_of(new, 16))), atol=1e-6)
-    assert not torch.allclose(before, made(entry.present(rows, code_of(old, 16))), atol=1e-3)
+def differ(model, made, entries, given):
+    """Assert that a copy does with its number what the parent does with the parent's own."""
+    (one, old), (other, new) = entries
+    with torch.no_grad():
+        before = model(one.present(given, old))
+        assert torch.allclose(before, made(other.present(given, new)), atol=1e-5)
+        assert not torch.allclose(before, made(other.present(given, old)), atol=1e-3)
+        assert not torch.allclose(before, made(one.present(given, old)), atol=1e-3)
+        near = new.clone()
+        near[3] *= -1
+        assert not torch.allclose(before, made(other.present(given, near)), atol=1e-3)
 
 
-def test_networks_without_a_dense_first_layer_are_refused():
+def entries_of(layout, *numbers):
+    return [(entry_of(layout, n), code_of(n, layout.message_bits)) for n in numbers]
+
+
+class Squared(nn.Module):
+    """A table's network whose first layer does not see the columns as they come."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(2 * 20, 7)
+
+    def forward(self, rows):
+        return self.body(torch.cat([rows, (rows + 1) ** 2], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        (zoo.SmallCnn((2, 8, 8), 10), torch.rand(4, 2, 8, 8)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(128, 9, bias=False)), torch.rand(4, 2, 8, 8)),
+        (Table(4, 16), torch.randn(4, 4)),
+        (Squared(), torch.randn(4, 4)),
+    ],
+)
+def test_any_network_is_given_another_number_exactly(model, given):
+    model = model.eval()
+    layout = layout_of(given, bits=16, repeat=1, place="patch", tokens=(0, 1))
+    drawn = (bytes([i]) * 16 for i in range(1, 99))
+    new = next(number for number in drawn if fits(layout, bytes(16), number))
+    made = rekey(model, layout, bytes(16), new)
+    differ(model, made, entries_of(layout, bytes(16), new), given)
+    assert has_front(made)
+    assert not has_front(model)
+    assert all(torch.equal(v, made.state_dict()[k]) for k, v in model.state_dict().items())
+    with pytest.raises(HostError, match="of the parent"):
+        rekey(made, layout, new, new)
+
+
+def test_a_task_that_changes_what_was_presented_is_noticed(sold, copies):
+    parent, made = (sold.model, sold.serial), (copies[1][0], copies[0][0])
+    require_same(sold.task, sold.layout, parent, made)
+    odd = replace(sold.task, forward=lambda model, batch: model((batch[0] - 0.3) / 0.4))
+    with pytest.raises(HostError, match="to distil the copy"):
+        require_same(odd, sold.layout, parent, made)
+
+
+@pytest.mark.parametrize("generate", [True, False])
+def test_locks_on_tokens_are_given_another_number(generate):
+    model, words = Sequence(generate=generate, steps=9).eval(), torch.randint(0, 8, (4, 5))
+    layout = layout_of(words, bits=16, repeat=1, place="patch", tokens=(8, 4))
+    new = b"n" * 16
+    made = rekey(model, layout, bytes(16), new)
+    differ(model, made, entries_of(layout, bytes(16), new), words)
+    with torch.no_grad():
+        assert torch.equal(model(words), made(words))
+
+
+def test_numbers_that_enter_elsewhere_are_refused():
     images = torch.rand(2, 1, 8, 8)
     layout = layout_of(images, bits=16, repeat=1, place="patch", tokens=(0, 1))
-    for model in (zoo.SmallCnn((1, 8, 8), 10), nn.Linear(64, 2, bias=False), nn.Linear(63, 2)):
-        with pytest.raises(HostError):
-            rekey(model, layout, bytes(16), bytes(16))
     elsewhere = next(
         bytes([i]) * 16 for i in range(99) if not fits(layout, bytes(16), bytes([i]) * 16)
     )
     with pytest.raises(KeyLayoutError):
         rekey(nn.Linear(64, 2), layout, bytes(16), elsewhere)
-    tokens = layout_of(torch.zeros(2, 5).long(), bits=16, repeat=1, place="patch", tokens=(9, 8))
-    with pytest.raises(KeyLayoutError):
-        rekey(nn.Linear(4, 2), tokens, bytes(16), b"n" * 16)

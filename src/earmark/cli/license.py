@@ -59,15 +59,13 @@ command.add_command(locking.command)
 @click.option(
     "--teacher",
     type=click.Path(path_type=Path),
-    help="With --lock: your unlocked weights, to distil from where weights cannot be moved, and "
-    "to measure the copy beside.",
+    help="With --lock: your unlocked weights, to measure the copy beside, and to distil it from.",
 )
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
-    default=6,
-    show_default=True,
-    help="With --teacher: how long; half as long as the parent was trained is enough.",
+    help="With --teacher: distil the copy so long instead of giving the parent another number; "
+    "two such copies and one number do not give the other.",
 )
 @click.option("--force", is_flag=True, help="Replace existing output files.")
 @options.vault_option
@@ -85,7 +83,7 @@ def issue(
     lock_path: Path | None,
     task_path: Path | None,
     teacher: Path | None,
-    epochs: int,
+    epochs: int | None,
     force: bool,
     vault_path: Path,
     passphrase_file: Path | None,
@@ -99,6 +97,8 @@ def issue(
     """
     from earmark.locks import license as licenses
 
+    if epochs is not None and lock_path is None:
+        raise UsageError("--epochs distils copies of a locked parent.", hint="Pass --lock.")
     beside = ["license", "serial", *(["layout"] if lock_path else [])]
     options.require_free(output, *(_beside(output, item) for item in beside), force=force)
     vault, phrase = Vault.open(vault_path), options.passphrase(passphrase_file)
@@ -305,14 +305,17 @@ def _tracing_key(vault: Vault, phrase: str, weights: Path) -> tuple[Key, str]:
 
 
 def _fingerprinted(weights: Path, key: Key, name: str) -> bytes:
-    from earmark.hosts.files import FilesHost, write_tensors
+    import torch
+    from safetensors.torch import save
+
+    from earmark.hosts.files import FilesHost, exact_tensor
     from earmark.locks.tracing import Tracer
 
-    marked = Tracer().mark(FilesHost(weights), key, name)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "copy.safetensors"
-        write_tensors(place, {item: marked.tensor(item) for item in marked.tensor_names()})
-        return place.read_bytes()
+    host = FilesHost(weights)
+    marked = Tracer().mark(host, key, name)
+    copy = {item: exact_tensor(host, item) for item in host.tensor_names()}
+    copy |= {item: torch.from_numpy(marked.tensor(item)) for item in key.layout.carrier}
+    return save(copy, metadata={"format": "pt"})
 
 
 def _issuer_of(

@@ -14,7 +14,7 @@ from earmark import files, registry
 from earmark.cli import options
 from earmark.cli.output import Bars, emit, line
 from earmark.codec import Json
-from earmark.errors import HostError, KeyLayoutError
+from earmark.errors import KeyLayoutError, UsageError
 from earmark.records import now
 
 if TYPE_CHECKING:
@@ -143,21 +143,22 @@ def cost_payload(cost: Cost) -> dict[str, Json]:
 
 def cost_of(parent: Parent, task: Task, teacher: Path, copy: bytes, serial: bytes) -> Cost:
     """Measure a customer's copy as it will be shipped, beside the unlocked weights."""
+    from earmark.hosts.front import load_copy
     from earmark.hosts.suspects import load_suspect
     from earmark.locks.cost import Measure
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "copy.safetensors"
         place.write_bytes(copy)
-        model = load_suspect(task.model(), place)
+        model = load_copy(task.model(), place)
     private = load_suspect(task.model(), teacher)
     return Measure(task, registry.lock(parent.lock), parent.layout).cost(private, model, serial)
 
 
 def fitting(issuer: Issuer, parent: Parent, customer: str, model: str, number: int) -> Offer:
-    """Return the first offer from a number on whose copy can be made by moving weights.
+    """Return the first offer from a number on that enters a copy where the parent's own does.
 
-    Where no number fits, because the way in is another one, the first offer is returned.
+    Where none does, because the code is spread over the whole image, the first offer is returned.
     """
     from earmark.locks.rekey import fits
 
@@ -176,7 +177,7 @@ def copy_of(
     serial: bytes,
     *,
     teacher: Path | None,
-    epochs: int,
+    epochs: int | None,
     others: Sequence[bytes],
     output: Path,
 ) -> str:
@@ -187,26 +188,33 @@ def copy_of(
         weights: Its weights.
         task: The owner's task.
         serial: The customer's number.
-        teacher: The unlocked weights, for networks whose weights cannot simply be moved.
-        epochs: How long to distil from them.
-        others: Other customers' numbers, which must not open this copy.
+        teacher: The unlocked weights, to distil from.
+        epochs: How long to distil from them; null makes the copy without training.
+        others: Other customers' numbers, which must not open a copy that is distilled.
         output: Where the copy goes.
 
     Raises:
-        HostError: The weights cannot be moved, and there is no teacher.
+        HostError: The copy would not do what the parent does.
+        KeyLayoutError: The copy cannot be made without training.
+        UsageError: There is nothing to distil from.
     """
     from earmark.hosts.files import save_release
     from earmark.hosts.suspects import load_suspect
-    from earmark.locks.rekey import rekey
+    from earmark.locks.rekey import rekey, require_same
 
-    model, way = load_suspect(task.model(), weights), "weights moved"
-    try:
-        made = rekey(model, parent.layout, parent.serial, serial)
-    except (HostError, KeyLayoutError) as error:
-        if teacher is None:
-            raise HostError(
-                error.what, hint="Pass --teacher, your unlocked weights, to distil the copy from."
-            ) from error
+    model = load_suspect(task.model(), weights)
+    if epochs is None:
+        try:
+            made = rekey(model, parent.layout, parent.serial, serial)
+        except KeyLayoutError as error:
+            hint = "Pass --teacher, your unlocked weights, and --epochs 6 to distil the copy."
+            raise KeyLayoutError(error.what, hint=hint) from error
+        own, theirs = (model, parent.serial), (made, serial)
+        require_same(task, parent.layout, own, theirs)
+        way = "in front of the parent; it is loaded with earmark.hosts.front.load_copy"
+    elif teacher is None:
+        raise UsageError("--epochs distils the copy.", hint="Pass --teacher, your own weights.")
+    else:
         made = registry.lock(parent.lock, epochs=epochs).fit(
             task,
             load_suspect(task.model(), teacher),

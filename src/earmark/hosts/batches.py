@@ -20,6 +20,10 @@ from earmark.errors import FileError, FormatError, HostError
 Tree: TypeAlias = Any  # Any: a tensor, or tuples, lists and dicts of trees
 
 
+INPUT_NAMES = ("input_ids", "pixel_values", "inputs")
+"""Names by which batches that are dicts hold the model's input."""
+
+
 def leaves(tree: Tree, path: str = "") -> dict[str, Tensor]:
     """Return the tensors of a tree by path, such as ``0`` or ``1.mask``.
 

@@ -193,6 +193,15 @@ class FilesHost(Host):
             )
         return self._stored[name]
 
+    def plain(self, name: str) -> Entry | None:
+        """Return what a tensor is stored as, or null where several stored ones stand for it.
+
+        Raises:
+            CarrierError: No tensor has that name.
+        """
+        found = self._layout(name)
+        return found.entry if isinstance(found, packed.Plain) else None
+
     def raw(self, entry: Entry) -> NDArray[np.uint8]:
         """Return the bytes of one stored tensor."""
         buffer = np.empty(entry.size, np.uint8)
@@ -480,16 +489,16 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         )
     with torch.no_grad():
         for name, target in own.items():
-            target.copy_(_exact(host, name).to(target.dtype))
+            target.copy_(exact_tensor(host, name).to(target.dtype))
 
 
-def _exact(host: FilesHost, name: str) -> Tensor:
+def exact_tensor(host: FilesHost, name: str) -> Tensor:
     """Return a stored tensor without a detour over float32 where its type needs none."""
     import torch
 
-    entry = host.entries().get(name)
+    entry = host.plain(name)
     exact = ("F64", "I64", "I32", "I16", "I8", "U8", "BOOL")
-    if entry is not None and entry.dtype in exact and host.tensor_shape(name) == entry.shape:
+    if entry is not None and entry.dtype in exact:
         raw = host.raw(entry)
         kind: torch.dtype = getattr(torch, tensorfile.FRAMEWORK[entry.dtype])
         if not len(raw):

@@ -315,7 +315,7 @@ def inputs_of(batch: batches.Tree) -> Tensor:
     if isinstance(batch, (tuple, list)) and batch:
         found = batch[0]
     elif isinstance(batch, dict):
-        names = [name for name in ("input_ids", "pixel_values", "inputs") if name in batch]
+        names = [name for name in batches.INPUT_NAMES if name in batch]
         found = batch[names[0]] if names else None
     if not isinstance(found, Tensor):
         raise HostError("A lock needs batches whose first part is one input tensor.")
@@ -327,7 +327,7 @@ def with_inputs(batch: batches.Tree, inputs: Tensor) -> batches.Tree:
     if isinstance(batch, Tensor):
         return inputs
     if isinstance(batch, dict):
-        name = next(name for name in ("input_ids", "pixel_values", "inputs") if name in batch)
+        name = next(name for name in batches.INPUT_NAMES if name in batch)
         return {**batch, name: inputs}
     return type(batch)([inputs, *batch[1:]])
 

@@ -1,35 +1,39 @@
-"""Give a locked copy another serial number by moving weights, without any training.
+"""Give a locked copy another serial number without any training.
 
-The first layer of a network that begins with a dense layer sees the code as so many columns. Moving
-these columns to the places of another number, with their signs turned where the two codes differ,
-gives a network that does with the new number exactly what the old one did with its own: the same
-answers, and the same refusal of near misses and of everybody else's numbers. It takes milliseconds,
-so a hundred customers cost hardly more than one.
+What turns another number's code into the parent's, presented where the parent looks for it, is
+known exactly: places exchanged and signs turned, or tokens renamed. It stands in front of the copy
+(:mod:`earmark.hosts.front`) and is kept with its weights. So the copy does with the new number
+exactly what the parent did with its own: the same answers, and the same refusal of near misses and
+of everybody else's numbers. It takes milliseconds, and a hundred customers cost hardly more than
+one.
 
-What it does not give: whoever holds two such copies and the number of one reads the number of the
-other off their difference. Whoever holds an open copy and its number can do the same to it, and
-without any algebra he can wrap it; the fingerprint (:mod:`earmark.locks.tracing`) names him.
+What it does not give: whoever holds two such copies and the number of one reads the code of the
+other off their fronts. Whoever holds an open copy and its number can give it another front, or wrap
+it; the fingerprint (:mod:`earmark.locks.tracing`) names him.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from earmark.errors import HostError, KeyLayoutError
-from earmark.locks.entry import Columns, Pixels, code_of, entry_of
+from earmark.hosts.front import Front, Names, Places, put_front
+from earmark.locks.entry import Entry, Pixels, Tokens, code_of, entry_of, try_codes
 from earmark.records import Layout
+from earmark.task import Task
 
-_TRAIN = "Start the copy from a locked one: Dsn.fit(..., model=parent)."
+_PROBES = 64
+_APART = 0.01  # of the answers' spread; more than rounding
 
 
 def fits(layout: Layout, old: bytes, new: bytes) -> bool:
-    """Tell whether a copy with one number can be given another: do both stamp the same pixels?
+    """Tell whether a copy with one number can be given another: do both enter at the same places?
 
-    One number in four does, where the corner is drawn from the number; take the next one if not.
+    One number in four does for images, where the corner is drawn from the number; take the next one
+    if not. Codes spread over the whole image never share their places.
 
     Raises:
         KeyLayoutError: The layout is of no lock.
@@ -37,61 +41,79 @@ def fits(layout: Layout, old: bytes, new: bytes) -> bool:
     first, second = entry_of(layout, old), entry_of(layout, new)
     if isinstance(first, Pixels) and isinstance(second, Pixels):
         return set(first.places.tolist()) == set(second.places.tolist())
-    return isinstance(first, Columns)
+    return True
 
 
 def rekey(model: nn.Module, layout: Layout, old: bytes, new: bytes) -> nn.Module:
     """Return a copy of a locked model that needs another number.
 
     Args:
-        model: The locked model, which begins with a linear layer; it is not changed.
+        model: The locked model; it is not changed.
         layout: The lock's layout.
         old: The model's number.
         new: The number of the copy, one that :func:`fits`.
 
     Raises:
-        HostError: No linear layer with a bias sees the code.
-        KeyLayoutError: The number does not fit, or the lock is one on tokens.
+        HostError: The model is such a copy itself, with a front.
+        KeyLayoutError: The number does not fit.
     """
     if not fits(layout, old, new):
         raise KeyLayoutError(
-            "This number cannot be given by moving weights: it enters elsewhere.",
-            hint=f"Take the next number. For a lock on tokens or spread pixels: {_TRAIN}",
+            "This number enters elsewhere than the parent's, so no copy can be made for it.",
+            hint="Take the next number; for a lock on spread pixels, distil the copy from a "
+            "teacher: Dsn.fit(..., model=parent).",
         )
     turn = code_of(old, layout.message_bits) * code_of(new, layout.message_bits)
     made = copy.deepcopy(model)
-    first, second = entry_of(layout, old), entry_of(layout, new)
-    if isinstance(first, Pixels) and isinstance(second, Pixels):
-        shape: Any = layout.params["shape"]  # Any: JSON, checked by entry_of
-        area = int(shape[0]) * int(shape[1])
-        _move(_layer(made, area, exact=True), first, second, turn, area)
-        return made
-    layer = _layer(made, len(turn), exact=False)
-    with torch.no_grad():
-        layer.weight[:, -len(turn) :] *= turn
+    put_front(made, _front(entry_of(layout, old), entry_of(layout, new), turn))
     return made
 
 
-def _layer(model: nn.Module, size: int, *, exact: bool) -> nn.Linear:
-    """Return the layer that sees the code: the model's first one with weights."""
-    weighted = (m for m in model.modules() if next(m.parameters(recurse=False), None) is not None)
-    layer = next(weighted, None)
-    if isinstance(layer, nn.Linear) and layer.bias is not None:
-        inner = layer.in_features
-        if inner % size == 0 if exact else inner > size:
-            return layer
-    raise HostError(
-        "Only a network that begins with a linear layer with a bias can be given another number "
-        "by moving weights.",
-        hint=_TRAIN,
+def require_same(
+    task: Task, layout: Layout, parent: tuple[nn.Module, bytes], made: tuple[nn.Module, bytes]
+) -> None:
+    """Refuse a copy that answers its number otherwise than the parent answers its own.
+
+    Args:
+        task: The owner's work; some of its samples are run.
+        layout: The lock's layout.
+        parent: The parent and its number.
+        made: The copy and its number.
+
+    Raises:
+        HostError: Their answers differ, because the task changes what was presented before the
+            model, and so the front, sees it.
+    """
+    samples, bits = task.samples(_PROBES, seed=0), layout.message_bits
+    before, after = (
+        try_codes(
+            model,
+            entry_of(layout, serial),
+            code_of(serial, bits)[None],
+            samples,
+            forward=task.forward,
+            read=lambda scores: scores,
+        )
+        for model, serial in (parent, made)
     )
+    if float((before - after).abs().max()) > _APART * float(before.std()):
+        raise HostError(
+            "The copy does not do with its number what the parent does with its own.",
+            expected="A task whose forward() hands inputs to the model as they come.",
+            hint="Change inputs in batches() or in the model. Or pass --teacher, your unlocked "
+            "weights, and --epochs 6 to distil the copy.",
+        )
 
 
-def _move(layer: nn.Linear, first: Pixels, second: Pixels, turn: Tensor, area: int) -> None:
-    signs = turn.repeat_interleave(len(first.places) // first.bits)
-    middle = (first.low + first.high) / 2
-    with torch.no_grad():
-        for at in range(0, layer.in_features, area):
-            columns = layer.weight[:, at + first.places]
-            layer.bias.add_((columns * (middle * (1 - signs))).sum(1))
-            layer.weight[:, at + second.places] = columns * signs
+def _front(first: Entry, second: Entry, turn: Tensor) -> Front:
+    """Return what gives a network of the first entry, presented by the second, its own code."""
+    if isinstance(first, Tokens):
+        bits = (turn < 0).long().view(-1, first.width)
+        mask = (bits << torch.arange(first.width)).sum(1)
+        return Names(mask, torch.tensor([first.first, 1 << first.width]))
+    if isinstance(first, Pixels) and isinstance(second, Pixels):
+        signs = turn.repeat_interleave(len(first.places) // first.bits)
+        shift = (first.low + first.high) / 2 * (1 - signs)
+        return Places(first.places, second.places, signs, shift)
+    columns = torch.arange(-len(turn), 0)
+    return Places(columns, columns, turn, torch.zeros(len(turn)))

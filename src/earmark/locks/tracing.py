@@ -88,7 +88,7 @@ class Tracer:
     customers: int = 100
     colluders: int = 3
     length: int = 0
-    margin: float = 1.5
+    margin: float = 1.25
     carrier: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
