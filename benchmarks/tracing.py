@@ -111,7 +111,9 @@ class Shop:
             number, b = self.numbers[customer], self.bench
             own = rekey(b.model, b.layout, b.serial, number)
             host = self.tracer.mark(ModuleHost(own), self.key, customer)
-            self.made[customer] = {name: host.tensor(name) for name in host.tensor_names()}
+            whole = {name: part.numpy() for name, part in own.state_dict().items()}
+            marked = {name: host.tensor(name) for name in self.key.layout.carrier}
+            self.made[customer] = whole | marked
         return self.made[customer]
 
     def module(self, tensors: Tensors) -> torch.nn.Module:

@@ -246,7 +246,9 @@ def test_an_unmarked_host_shows_nothing(marked):
     assert -log2_p(scheme.measure(host, key)) < 12
 
 
-@pytest.mark.parametrize("kind", ["normal", "heavy", "constant", "ramp", "half zero", "marked"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "heavy", "constant", "ramp", "half zero", "signs", "marked"]
+)
 def test_null_calibration_whatever_the_suspect(kind, marked):
     """Many keys against hostile suspects, a model marked with another key among them."""
     scheme, _, host, stamped = marked
@@ -256,6 +258,8 @@ def test_null_calibration_whatever_the_suspect(kind, marked):
             tensors[name] = np.full_like(values, 0.3)
         elif kind == "ramp":
             tensors[name] = np.linspace(-1, 1, values.size, dtype=np.float32).reshape(values.shape)
+        elif kind == "signs":
+            tensors[name] = np.sign(tensors[name])
         elif kind == "half zero":
             values[np.abs(values) < 0.67] = 0
     suspect = stamped if kind == "marked" else ArrayHost(tensors)
@@ -358,6 +362,8 @@ def damage(kind: str, values: np.ndarray) -> np.ndarray:
     elif kind == "int4":
         step = np.abs(out).max() / 7
         out = np.round(out / step) * step
+    elif kind == "three values":
+        out = np.sign(out) * (np.abs(out) > out.std()).astype(np.float32)
     elif kind == "one huge weight":
         out.flat[7] = 1e12
     elif kind == "nan":
@@ -369,7 +375,7 @@ def damage(kind: str, values: np.ndarray) -> np.ndarray:
     return out
 
 
-DAMAGE = ["prune 65", "prune 80", "noise", "int4", "one huge weight", "nan", "half"]
+DAMAGE = ["prune 65", "prune 80", "noise", "int4", "three values", "one huge weight", "nan", "half"]
 
 
 @pytest.mark.parametrize("kind", [*DAMAGE, "scaled and shifted"])

@@ -306,7 +306,8 @@ def standardize(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Center and scale a tensor's weights robustly, and clip them.
 
     Median and median absolute deviation of the finite, non-zero entries; zeros (pruned) and
-    entries that are not finite become 0. No handful of huge weights can then drown the others.
+    entries that are not finite become 0. No handful of huge weights can then drown the others. If
+    more than half share one value, as coarse rounding leaves them, each value counts once.
 
     Example:
         >>> standardize(np.array([[1.0, -1.0, 0.0, np.nan, 1e9, 2.0]], np.float32)).round(2)
@@ -314,6 +315,8 @@ def standardize(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     live = np.isfinite(values) & (values != 0)
     center, spread = _robust(values[live])
+    if not spread > 0:
+        center, spread = _robust(np.unique(values[live]))
     if not spread > 0:
         return np.zeros_like(values)
     with np.errstate(over="ignore", invalid="ignore"):
