@@ -45,6 +45,9 @@ OWN_ON: dict[tuple[str, str, str], dict[str, Any]] = {
     ("cifar10", "small-cnn", "white"): {"weight": 1.5},  # at 1 some of 256 bits stay wrong
     ("cifar10", "wide-resnet", "black"): {"weight": 0.15},
 }
+ALL: dict[tuple[str, str], dict[str, Any]] = {
+    ("small-cnn", "black"): {"every": 32},  # on five times the images: shown about as often
+}
 TIMES = {"mlp": 2, "small-cnn": 2, "wide-resnet": 4}  # how much longer answers are taught
 WIDE = {"mlp": "fc2.weight", "small-cnn": "fc.weight", "wide-resnet": "stages.2.conv2.weight"}
 WIDER: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
@@ -223,7 +226,8 @@ def forms(cell: Cell) -> dict[str, Scheme]:
 def settings(cell: Cell, form: str) -> dict[str, Any]:
     """The settings of a form that differ from the defaults."""
     own = OWN.get((cell.network, form), {})
-    return own | OWN_ON.get((cell.args.data, cell.network, form), {})
+    own = own | OWN_ON.get((cell.args.data, cell.network, form), {})
+    return own | (ALL.get((cell.network, form), {}) if cell.args.samples == 0 else {})
 
 
 def attacker(cell: Cell, form: str) -> dict[str, Any]:
