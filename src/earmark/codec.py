@@ -86,8 +86,12 @@ def _depth(value: Json, level: int = 0) -> None:
             _depth(inner, level + 1)
 
 
-def _require_shallow(data: bytes) -> None:
-    """Refuse deep nesting before the reader recurses: other packages raise its limit too far."""
+def require_shallow(data: bytes) -> None:
+    """Refuse deep nesting before a JSON reader recurses: other packages raise its limit too far.
+
+    Raises:
+        RecordError: Lists and objects are nested deeper than 32 levels.
+    """
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return
     level = 0
@@ -119,7 +123,7 @@ def parse(data: bytes, *, strict: bool = True) -> Json:
         raise RecordError(
             f"A JSON document has {len(data):,} bytes; at most {MAX_BYTES:,} are read."
         )
-    _require_shallow(data)
+    require_shallow(data)
     try:
         value: Json = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:

@@ -206,6 +206,18 @@ def test_every_lie_gets_its_own_error(tmp_path, name):
         FilesHost(tmp_path / "x.safetensors")
 
 
+def test_deep_nesting_is_refused_where_another_package_has_raised_the_limit(tmp_path):
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        test_every_lie_gets_its_own_error(tmp_path, "nested too deeply")
+        (tmp_path / "model.safetensors.index.json").write_bytes(b'{"weight_map":' + b"[" * 200_000)
+        with pytest.raises(FormatError, match="nested deeper"):
+            FilesHost(tmp_path / "model.safetensors.index.json")
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def test_an_honest_file_passes_where_the_lies_fail(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(raw_file(GOOD, bytes(12)))
     assert FilesHost(tmp_path / "x.safetensors").tensor_names() == ("a", "b")

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from earmark import files
-from earmark.errors import FileError, FormatError, HostError
+from earmark import codec, files
+from earmark.errors import FileError, FormatError, HostError, RecordError
 
 Tree: TypeAlias = Any  # Any: a tensor, or tuples, lists and dicts of trees
 
@@ -190,7 +190,9 @@ def load(path: str | Path) -> Tree:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            shape = json.loads((file.metadata() or {})["tree"])
+            tree = (file.metadata() or {})["tree"]
+            codec.require_shallow(tree.encode())
+            shape = json.loads(tree)
             return _build(shape, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except OSError as error:
         raise FileError(f"File '{path}' cannot be read: {error}.") from error
@@ -200,6 +202,6 @@ def load(path: str | Path) -> Tree:
         ValueError,
         TypeError,
         AttributeError,
-        RecursionError,
+        RecordError,
     ) as error:
         raise FormatError(f"File '{path}' does not hold stored inputs: {error}.") from error

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from earmark.errors import HostError, NetworkError
+from earmark import codec
+from earmark.errors import HostError, NetworkError, RecordError
 from earmark.hosts import batches
 from earmark.hosts.access import Host
 from earmark.hosts.adapter import Adapter
@@ -218,8 +219,9 @@ class EndpointHost(Host):
 
 def _parsed(reply: bytes) -> Any:  # Any: JSON of a stranger
     try:
+        codec.require_shallow(reply)
         return json.loads(reply)
-    except (ValueError, RecursionError) as error:
+    except (RecordError, ValueError) as error:
         raise NetworkError(
             f"A reply is no JSON: {reply[:60]!r}.", hint="Correct the adapter's url or body."
         ) from error

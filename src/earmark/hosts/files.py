@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from earmark import files
-from earmark.errors import CarrierError, FileError, FormatError, HostError
+from earmark import codec, files
+from earmark.errors import CarrierError, FileError, FormatError, HostError, RecordError
 from earmark.hosts import direct, packed, tensorfile
 from earmark.hosts.access import Host
 from earmark.hosts.tensorfile import Entry
@@ -337,8 +337,9 @@ def _weight_map(path: Path) -> dict[str, str]:
     """Read an index; its files must be plain names beside it."""
     raw = files.read_bytes(path, limit=_INDEX_LIMIT)
     try:
+        codec.require_shallow(raw)
         body = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+    except (RecordError, UnicodeDecodeError, ValueError) as error:
         raise FormatError(f"Index '{path}' is no JSON document: {error}.") from error
     found = body.get("weight_map") if isinstance(body, dict) else None
     if not isinstance(found, dict) or not found:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from earmark.errors import FormatError
+from earmark import codec
+from earmark.errors import FormatError, RecordError
 from earmark.hosts import tensorfile
 from earmark.hosts.tensorfile import Entry
 
@@ -287,7 +288,9 @@ def _state(entry: Entry, raw: Raw) -> dict[str, Any]:  # Any: JSON
     if entry.size > 1 << 16:
         raise _unfit(entry, "its state has more than 65,536 bytes")
     try:
-        state = json.loads(raw(entry).tobytes().decode("utf-8"))
+        stored = raw(entry).tobytes()
+        codec.require_shallow(stored)
+        state = json.loads(stored.decode("utf-8"))
         shape = state["shape"]
         good = len(shape) <= _MOST_DIMS and all(
             isinstance(size, int) and 0 <= size < 1 << 40 for size in shape
@@ -296,7 +299,7 @@ def _state(entry: Entry, raw: Raw) -> dict[str, Any]:  # Any: JSON
         int(state.get("nested_blocksize", 256))
         if good and isinstance(state["blocksize"], int):
             return dict(state)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecordError, OverflowError):
         pass
     raise _unfit(entry, "its state is no JSON object with shape and blocksize")
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from earmark.errors import FileError, FormatError
+from earmark import codec
+from earmark.errors import FileError, FormatError, RecordError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -181,10 +182,11 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:  # Any: raw JSON values
     if raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
         raise FormatError(f"File '{path}' has a header of over {MAX_BRACKETS:,} lists and objects.")
     try:
+        codec.require_shallow(raw)
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except FormatError as error:
         raise FormatError(f"File '{path}': {error.what}") from error
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+    except (RecordError, UnicodeDecodeError, ValueError) as error:
         raise FormatError(
             f"File '{path}' is no safetensors file: its header is no JSON ({error})."
         ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from earmark import codec
-from earmark.errors import FileError, FormatError, OutputError, UsageError
+from earmark.errors import FileError, FormatError, OutputError, RecordError, UsageError
 from earmark.records import now
 
 FORMAT = "earmark/transcript/1"
@@ -125,12 +125,15 @@ def _digest(source: str, answers: Mapping[str, int]) -> str:
 
 def _parse(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, int]]:  # Any: JSON
     try:
-        lines = [json.loads(line) for line in data.splitlines()]
+        rows = data.splitlines()
+        for row in rows:
+            codec.require_shallow(row)
+        lines = [json.loads(row) for row in rows]
         head = lines[0] if lines else {}
         known = head.get("format") == FORMAT
         found = {str(line["input"]): _label(line["label"]) for line in lines[1:]}
         _nonce(head.get("nonce"))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecordError) as error:
         raise FormatError(
             f"{name} is no whole transcript: {error}.", expected=f"Format {FORMAT}."
         ) from error

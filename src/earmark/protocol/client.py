@@ -11,7 +11,8 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from earmark.errors import IntegrityError, LedgerError, NetworkError
+from earmark import codec
+from earmark.errors import IntegrityError, LedgerError, NetworkError, RecordError
 from earmark.ledger.note import Note, NoteSignature
 from earmark.ledger.service import Row
 from earmark.ledger.witness import Request, WitnessError
@@ -81,8 +82,10 @@ class Client:
             NetworkError: No answer, or no JSON.
         """
         try:
-            return json.loads(self.call(path))
-        except ValueError as error:
+            found = self.call(path)
+            codec.require_shallow(found)
+            return json.loads(found)
+        except (RecordError, ValueError) as error:
             raise NetworkError(f"'{self.url}{path}' is no JSON.") from error
 
     def page(self, since: int) -> list[Row]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import earmark
 from earmark import codec
-from earmark.errors import EarmarkError, HostError, RunError
+from earmark.errors import EarmarkError, HostError, RecordError, RunError
 from earmark.protocol.messages import Finding
 from earmark.protocol.sandbox import Job
 from earmark.protocol.voting import Question
@@ -129,7 +129,8 @@ def run(job: Job) -> dict[str, object]:
     if done.returncode != 0 or len(done.stdout) > _MAX_ANSWER:
         return {"error": "died", "message": f"The sandbox ended with {done.returncode}."}
     try:
+        codec.require_shallow(done.stdout)
         answer = json.loads(done.stdout)
-    except ValueError:
+    except (RecordError, ValueError):
         return {"error": "answer", "message": "The sandbox wrote something else."}
     return answer if isinstance(answer, dict) else {"error": "answer"}
