@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from fractions import Fraction
 from functools import cache
@@ -86,12 +86,8 @@ def _depth(value: Json, level: int = 0) -> None:
             _depth(inner, level + 1)
 
 
-def require_shallow(data: bytes) -> None:
-    """Refuse deep nesting before a JSON reader recurses: other packages raise its limit too far.
-
-    Raises:
-        RecordError: Lists and objects are nested deeper than 32 levels.
-    """
+def _require_shallow(data: bytes) -> None:
+    """Refuse deep nesting before the reader recurses: other packages raise its limit too far."""
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return
     level = 0
@@ -100,6 +96,29 @@ def require_shallow(data: bytes) -> None:
         level += (first in b"[{") - (first in b"]}")
         if level > MAX_DEPTH + 1:
             raise RecordError(f"A JSON document is nested deeper than {MAX_DEPTH} levels.")
+
+
+def read_json(
+    data: bytes,
+    *,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,  # Any: JSON of a stranger
+) -> Any:  # Any: as above
+    """Read JSON that comes from outside and is no record; deep nesting does not reach the reader.
+
+    Args:
+        data: UTF-8 bytes.
+        pairs: What to make of an object's fields; a dict if null.
+
+    Raises:
+        RecordError: Lists and objects are nested deeper than 32 levels.
+        ValueError: Not JSON.
+
+    Example:
+        >>> read_json(b' {"a": [1]}')
+        {'a': [1]}
+    """
+    _require_shallow(data)
+    return json.loads(data.decode("utf-8"), object_pairs_hook=pairs)
 
 
 def parse(data: bytes, *, strict: bool = True) -> Json:
@@ -123,10 +142,9 @@ def parse(data: bytes, *, strict: bool = True) -> Json:
         raise RecordError(
             f"A JSON document has {len(data):,} bytes; at most {MAX_BYTES:,} are read."
         )
-    require_shallow(data)
     try:
-        value: Json = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        value: Json = read_json(data, pairs=_no_duplicates)
+    except ValueError as error:
         raise RecordError(f"This is not a JSON document: {error}.") from error
     _depth(value)
     if strict:

@@ -6,13 +6,11 @@ Nothing is downloaded here. `EARMARK_DATA` may name a folder to look in first.
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -208,23 +206,11 @@ def _cifar10() -> Images:
 
 @cache
 def _digits() -> Images:
-    images, target = _digits_of_sklearn()
-    images = torch.from_numpy((images * 255 / 16).astype(np.uint8))[:, None]
-    labels = torch.from_numpy(target.astype(np.int64))
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = torch.from_numpy((raw.images * 255 / 16).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(raw.target.astype(np.int64))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train, test = order[:1437], order[1437:]
     return Images("digits", images[train], labels[train], images[test], labels[test], 10)
-
-
-def _digits_of_sklearn() -> tuple[Any, Any]:  # Any: NumPy arrays
-    """Read scikit-learn's file, which is quick, or ask scikit-learn, whose import is not."""
-    found = importlib.util.find_spec("sklearn")
-    for place in found.submodule_search_locations or [] if found else []:
-        path = Path(place) / "datasets" / "data" / "digits.csv.gz"
-        if path.is_file():
-            raw = np.loadtxt(path, delimiter=",")
-            return raw[:, :-1].reshape(-1, 8, 8), raw[:, -1]
-    from sklearn.datasets import load_digits
-
-    asked = load_digits()
-    return asked.images, asked.target

@@ -184,15 +184,11 @@ def load(path: str | Path) -> Tree:
         FileError: Missing or unreadable.
         FormatError: Not such a file.
     """
-    import json
-
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            tree = (file.metadata() or {})["tree"]
-            codec.require_shallow(tree.encode())
-            shape = json.loads(tree)
+            shape = codec.read_json((file.metadata() or {})["tree"].encode())
             return _build(shape, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except OSError as error:
         raise FileError(f"File '{path}' cannot be read: {error}.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import logging
 import random
 import socket
@@ -219,8 +218,7 @@ class EndpointHost(Host):
 
 def _parsed(reply: bytes) -> Any:  # Any: JSON of a stranger
     try:
-        codec.require_shallow(reply)
-        return json.loads(reply)
+        return codec.read_json(reply)
     except (RecordError, ValueError) as error:
         raise NetworkError(
             f"A reply is no JSON: {reply[:60]!r}.", hint="Correct the adapter's url or body."

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -337,9 +336,8 @@ def _weight_map(path: Path) -> dict[str, str]:
     """Read an index; its files must be plain names beside it."""
     raw = files.read_bytes(path, limit=_INDEX_LIMIT)
     try:
-        codec.require_shallow(raw)
-        body = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except (RecordError, UnicodeDecodeError, ValueError) as error:
+        body = codec.read_json(raw, pairs=_unique)
+    except (RecordError, ValueError) as error:
         raise FormatError(f"Index '{path}' is no JSON document: {error}.") from error
     found = body.get("weight_map") if isinstance(body, dict) else None
     if not isinstance(found, dict) or not found:

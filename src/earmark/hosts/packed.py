@@ -14,7 +14,6 @@ Everything else is taken at face value. A layout whose parts contradict each oth
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -288,9 +287,7 @@ def _state(entry: Entry, raw: Raw) -> dict[str, Any]:  # Any: JSON
     if entry.size > 1 << 16:
         raise _unfit(entry, "its state has more than 65,536 bytes")
     try:
-        stored = raw(entry).tobytes()
-        codec.require_shallow(stored)
-        state = json.loads(stored.decode("utf-8"))
+        state = codec.read_json(raw(entry).tobytes())
         shape = state["shape"]
         good = len(shape) <= _MOST_DIMS and all(
             isinstance(size, int) and 0 <= size < 1 << 40 for size in shape

@@ -182,11 +182,10 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:  # Any: raw JSON values
     if raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
         raise FormatError(f"File '{path}' has a header of over {MAX_BRACKETS:,} lists and objects.")
     try:
-        codec.require_shallow(raw)
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        header = codec.read_json(raw, pairs=_unique)
     except FormatError as error:
         raise FormatError(f"File '{path}': {error.what}") from error
-    except (RecordError, UnicodeDecodeError, ValueError) as error:
+    except (RecordError, ValueError) as error:
         raise FormatError(
             f"File '{path}' is no safetensors file: its header is no JSON ({error})."
         ) from error

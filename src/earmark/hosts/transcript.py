@@ -125,10 +125,7 @@ def _digest(source: str, answers: Mapping[str, int]) -> str:
 
 def _parse(data: bytes, name: str) -> tuple[dict[str, Any], dict[str, int]]:  # Any: JSON
     try:
-        rows = data.splitlines()
-        for row in rows:
-            codec.require_shallow(row)
-        lines = [json.loads(row) for row in rows]
+        lines = [codec.read_json(line) for line in data.splitlines()]
         head = lines[0] if lines else {}
         known = head.get("format") == FORMAT
         found = {str(line["input"]): _label(line["label"]) for line in lines[1:]}

@@ -96,7 +96,7 @@ def require_same(
         )
         for model, serial in (parent, made)
     )
-    if float((before - after).abs().max()) > _APART * float(before.std()):
+    if not float((before - after).abs().max()) <= _APART * float(before.std()):  # NaN is not
         raise HostError(
             "The copy does not do with its number what the parent does with its own.",
             expected="A task whose forward() hands inputs to the model as they come.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import time
 import urllib.error
 import urllib.request
@@ -82,9 +81,7 @@ class Client:
             NetworkError: No answer, or no JSON.
         """
         try:
-            found = self.call(path)
-            codec.require_shallow(found)
-            return json.loads(found)
+            return codec.read_json(self.call(path))
         except (RecordError, ValueError) as error:
             raise NetworkError(f"'{self.url}{path}' is no JSON.") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -129,8 +128,7 @@ def run(job: Job) -> dict[str, object]:
     if done.returncode != 0 or len(done.stdout) > _MAX_ANSWER:
         return {"error": "died", "message": f"The sandbox ended with {done.returncode}."}
     try:
-        codec.require_shallow(done.stdout)
-        answer = json.loads(done.stdout)
+        answer = codec.read_json(done.stdout)
     except (RecordError, ValueError):
         return {"error": "answer", "message": "The sandbox wrote something else."}
     return answer if isinstance(answer, dict) else {"error": "answer"}
