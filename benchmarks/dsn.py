@@ -20,7 +20,7 @@ import torch
 
 from dsn_attacks import distil, excise, overwrite, search, transfer, tune
 from dsn_bench import Bench, Row, accuracy_of, measure, options, shares_of
-from dsn_customers import WAYS, customers
+from dsn_customers import WAYS, copies, customers, odd_values
 from earmark.locks.entry import Entry, Tokens, code_of, random_codes
 
 ROWS = Path(__file__).parent / "rows" / "dsn.jsonl"
@@ -91,28 +91,12 @@ def near(b: Bench, valid: float) -> Iterator[Row]:
     yield {"what": "D3 neighbours of the serial number, one and two bits"} | _serials(
         b, [item.to_bytes(16, "big") for item in neighbours]
     )
-    odd = _odd_tokens(b) if isinstance(b.entry, Tokens) else _odd_values(b)
+    if isinstance(b.entry, Tokens):
+        odd = _odd_tokens(b)
+    else:
+        odd = {name: b.accuracy(values, 1000) for name, values in odd_values(b.code).items()}
     for name, accuracy in odd.items():
         yield {"what": "D3 other values", "values": name, "accuracy": accuracy}
-
-
-RELAXED = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-
-
-def _odd_values(b: Bench) -> dict[str, float]:
-    bits = len(b.code)
-    half = torch.arange(bits) < bits // 2
-    odd = {f"relaxed to {share}": b.code * share for share in RELAXED}
-    odd |= {
-        "cut to half, rest dark": torch.where(half, b.code, -1.0),
-        "cut to half, rest grey": torch.where(half, b.code, 0.0),
-        "NaN": torch.full((bits,), torch.nan),
-        "one NaN": torch.where(torch.arange(bits) == 0, torch.nan, b.code),
-        "infinite": b.code * torch.inf,
-        "doubled": b.code * 2,
-        "inverted": -b.code,
-    }
-    return {name: b.accuracy(values, 1000) for name, values in odd.items()}
 
 
 def _odd_tokens(b: Bench) -> dict[str, float]:
@@ -204,6 +188,7 @@ CELLS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "overwrite": overwrite,
     "transfer": transfer,
     "customers": customers,
+    "copies": copies,
 }
 
 

@@ -21,14 +21,13 @@ from earmark.locks.rekey import fits, rekey
 from earmark.training import Recipe, train
 
 Maker = Callable[[int, bytes], nn.Module]
+RELAXED = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 WAYS = ("fronted", "short", "first", "batch")
 
 
 def customers(b: Bench) -> Iterator[Row]:
     """Make copies in several ways, and try every number on every copy."""
-    draw = random.Random(f"customers {b.seed}")
-    drawn = (draw.randbytes(16) for _ in iter(int, 1))
-    numbers = list(itertools.islice(_fitting(b, drawn), b.args.customers))
+    numbers = _numbers(b, b.args.customers)
     path = Path(b.args.cache) / b.name(f"{b.args.lock}-{b.args.epochs}")
     first = float(path.with_suffix(".seconds").read_text())
     few = numbers[: b.args.trained]
@@ -39,14 +38,14 @@ def customers(b: Bench) -> Iterator[Row]:
         "first": (f"{epochs} epochs, first layer only", few, _short(b, few, only_first=True)),
     }
     for name, theirs, make in (ways[way] for way in b.args.ways if way in ways):
-        copies, spent = [], 0.0
+        made, spent = [], 0.0
         for i, serial in enumerate(theirs):
             started = time.process_time()
-            copies.append(make(i, serial))
+            made.append(make(i, serial))
             spent += time.process_time() - started
         yield (
             {"what": "unlock matrix", "way": name}
-            | matrix(b, copies, theirs)
+            | matrix(b, made, theirs)
             | {
                 "cpu_seconds_each": spent / len(theirs),
                 "first_copy_cpu_seconds": first,
@@ -54,14 +53,45 @@ def customers(b: Bench) -> Iterator[Row]:
             }
         )
         if len(theirs) >= 4:
-            yield {"way": name} | pooled(b, copies, theirs)
+            yield {"way": name} | pooled(b, made, theirs)
     if "batch" in b.args.ways:
         yield from batch_of(b, few)
 
 
-def _fitting(b: Bench, drawn: Iterator[bytes]) -> Iterator[bytes]:
-    """Skip the numbers whose stamp would lie in another corner."""
-    return (number for number in drawn if fits(b.layout, b.serial, number))
+def copies(b: Bench) -> Iterator[Row]:
+    """D3: what is no code, presented to five copies as they are issued; the worst of them."""
+    worst: dict[str, float] = {}
+    for serial in _numbers(b, 5):
+        model, entry = rekey(b.model, b.layout, b.serial, serial), b.lock.entry(b.layout, serial)
+        code = code_of(serial, len(b.code))
+        for name, values in {"the right number": code, **odd_values(code)}.items():
+            found = accuracy_of(model, entry, b.x[:1000], b.y[:1000], values)
+            worst[name] = max(worst.get(name, 0.0), found)
+    for name, accuracy in worst.items():
+        yield {"what": "D3 other values", "values": name, "accuracy": accuracy}
+
+
+def odd_values(code: Tensor) -> dict[str, Tensor]:
+    """Return what an attacker may present where pixels or columns take any value."""
+    half = torch.arange(len(code)) < len(code) // 2
+    odd = {f"relaxed to {share}": code * share for share in RELAXED}
+    return odd | {
+        "cut to half, rest dark": torch.where(half, code, -1.0),
+        "cut to half, rest grey": torch.where(half, code, 0.0),
+        "NaN": torch.full((len(code),), torch.nan),
+        "one NaN": torch.where(torch.arange(len(code)) == 0, torch.nan, code),
+        "infinite": code * torch.inf,
+        "doubled": code * 2,
+        "inverted": -code,
+    }
+
+
+def _numbers(b: Bench, count: int) -> list[bytes]:
+    """Draw customers' numbers, but for those whose stamp would lie in another corner."""
+    draw = random.Random(f"customers {b.seed}")
+    drawn = (draw.randbytes(16) for _ in iter(int, 1))
+    fitting = (number for number in drawn if fits(b.layout, b.serial, number))
+    return list(itertools.islice(fitting, count))
 
 
 def _fronted(b: Bench) -> Maker:

@@ -112,9 +112,14 @@ def numbers() -> str:
     return _table([*head, "effective bits"], lines)
 
 
-def values() -> str:
-    """Return what other values than codes give, the worst seed of each task."""
-    found = _locked(_rows("numbers", "D3 other values"))
+def copies() -> str:
+    """Return what other values than codes give on copies as they are issued."""
+    return values("copies")
+
+
+def values(cell: str = "numbers") -> str:
+    """Return what other values than codes give, median and worst seed of each task."""
+    found = _locked(_rows(cell, "D3 other values"))
     found = {name: rows for name, rows in found.items() if name[1] == "default"}
     kinds = list(dict.fromkeys(row["values"] for rows in found.values() for row in rows))
     lines = []
@@ -449,6 +454,7 @@ PICTURES: dict[str, Callable[[], str]] = {
 TABLES = {
     "dsn-numbers": numbers,
     "dsn-values": values,
+    "dsn-copies": copies,
     "dsn-keys": keys,
     "dsn-search": search,
     "dsn-tune": tune,

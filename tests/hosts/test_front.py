@@ -23,8 +23,14 @@ from earmark.hosts.suspects import load_suspect
 
 def places():
     at = torch.tensor([0, 5, 15])
-    turn = torch.tensor([-1.0, 1.0, -1.0])
-    return Places(at, at.roll(1), turn, (1 - turn) / 2)
+    return Places(at, at.roll(1), torch.tensor([-1.0, 1.0, -1.0]), torch.tensor([0.0, 1.0]))
+
+
+def stamped(*signs):
+    """Return images of two channels whose places hold signs, one row an image."""
+    images = torch.rand(len(signs), 2, 4, 4)
+    images.flatten(2)[:, :, [0, 5, 15]] = torch.tensor(signs)[:, None]
+    return images
 
 
 class Picture(nn.Module):
@@ -46,19 +52,47 @@ class Words(nn.Module):
 
 
 def test_places_are_exchanged_alike_in_every_channel():
-    images = torch.rand(3, 2, 4, 4)
+    images = stamped([0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0])
     found, flat = places()(images).flatten(2), images.flatten(2)
-    assert torch.allclose(found[:, :, 0], 1 - flat[:, :, 15])
-    assert torch.allclose(found[:, :, 5], flat[:, :, 0])
-    assert torch.allclose(found[:, :, 15], 1 - flat[:, :, 5])
+    assert torch.equal(found[:, :, 0], 1 - flat[:, :, 15])
+    assert torch.equal(found[:, :, 5], flat[:, :, 0])
+    assert torch.equal(found[:, :, 15], 1 - flat[:, :, 5])
     others = [i for i in range(16) if i not in {0, 5, 15}]
     assert torch.equal(found[:, :, others], flat[:, :, others])
     with pytest.raises(HostError, match="9 places"):
         places()(torch.rand(1, 1, 3, 3))
 
 
+@pytest.mark.parametrize("low", [0.0, -1.7])
+def test_what_is_no_sign_becomes_the_middle(low):
+    front = places()
+    front.tensors["levels"] = torch.tensor([low, 1.0])
+    signs = torch.tensor([0.0, 1.0, 1.0]) * (1 - low) + low
+    wanted = torch.tensor([0.0, 0.0, 0.0]) * (1 - low) + low
+    for share in (1.0, 0.998, 0.99, 0.5, 0.0, 2.0, torch.nan, torch.inf):
+        given = stamped((0.5 + low / 2 + share * (signs - 0.5 - low / 2)).tolist())
+        found = front(given).flatten(2)[0, :, [0, 5, 15]]
+        middle = torch.full((2, 3), 0.5 + low / 2)
+        assert torch.allclose(found, wanted.expand(2, 3) if 0.99 < share < 2 else middle)
+    one = stamped(signs.tolist())
+    one[0, 1, 3, 3] = 0.5  # in one channel
+    assert torch.allclose(front(one).flatten(2)[0, :, [0, 5, 15]], middle)
+    assert torch.allclose(
+        front(one.bfloat16()).flatten(2)[0, 0, 0].float(), middle[0, 0], atol=0.01
+    )
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_signs_survive_short_floats(kind):
+    given = stamped([2.8215, -0.4242, 2.8215])
+    front = places()
+    front.tensors["levels"] = torch.tensor([-0.4242, 2.8215])
+    found = front(given.to(kind)).flatten(2)[0, :, [0, 5, 15]].float()
+    assert torch.allclose(found, torch.tensor([-0.4242, 2.8215, 2.8215]).expand(2, 3), atol=0.01)
+
+
 def test_a_front_acts_before_the_model_whatever_way_it_is_called():
-    model, images = Picture(), torch.rand(3, 2, 4, 4)
+    model, images = Picture(), stamped([0.0, 1.0, 1.0], [0.0, 1.0, 0.3], [1.0, 0.0, 0.0])
     fronted = copy.deepcopy(model)
     put_front(fronted, places())
     assert torch.equal(fronted(images), model(places()(images)))
@@ -77,7 +111,7 @@ def test_a_front_acts_before_the_model_whatever_way_it_is_called():
 
 
 def test_a_front_travels_with_the_weights_and_only_copies_are_given_one(tmp_path):
-    model, images = Picture().eval(), torch.rand(3, 2, 4, 4)
+    model, images = Picture().eval(), stamped([0.0, 1.0, 1.0], [1.0, 1.0, 0.3])
     put_front(model, places())
     path = tmp_path / "copy.safetensors"
     save_release(model, path)
@@ -99,8 +133,10 @@ def test_a_front_travels_with_the_weights_and_only_copies_are_given_one(tmp_path
         ("source", [0, 0, 15]),
         ("scale", [1.0]),
         ("scale", [0.0, 1.0, -1.0]),
-        ("shift", [1.0, 1.0, 1.0]),
-        ("shift", [float("inf"), 0.0, 1.0]),
+        ("levels", [1.0, 1.0, 1.0]),
+        ("levels", [1.0, 0.0]),
+        ("levels", [0.0, float("inf")]),
+        ("levels", [float("nan"), 1.0]),
         ("scale", [float("nan"), 1.0, -1.0]),
         ("else", [1.0]),
     ],

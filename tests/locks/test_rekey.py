@@ -53,6 +53,14 @@ def test_near_misses_stay_refused(sold, copies):
         assert sold.task.evaluate(Opened(made[0], entry, near).eval()) <= 20
 
 
+def test_copies_refuse_faint_numbers_and_the_middle_of_none(sold, copies):
+    numbers, made = copies
+    entry, code = entry_of(sold.layout, numbers[0]), code_of(numbers[0], 16)
+    assert sold.task.evaluate(Opened(made[0], entry, code * 0.998).eval()) > 60
+    for share in (0.99, 0.95, 0.5, 0.0, 2.0, torch.nan):
+        assert sold.task.evaluate(Opened(made[0], entry, code * share).eval()) <= 20
+
+
 def test_two_copies_and_one_number_give_the_code_of_the_other(sold, copies):
     """Not a virtue: the test keeps the documentation honest."""
     numbers, made = copies

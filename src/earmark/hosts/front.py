@@ -1,10 +1,10 @@
 """A fixed change of a model's inputs, kept with its weights and applied before they are used.
 
 A copy of a network can differ from another in nothing but what stands in front of it. A front is
-data: it exchanges and turns places of an input, or renames tokens at its beginning, and the file
-holds it as a few more tensors, named `input_front_*`. No code comes with it, and only `load_copy`
-puts it in place: a suspect's file that has a front is refused like any with strange tensors, for a
-front can blind a network that works without it.
+data: it exchanges and turns places of an input that hold one of two levels, or renames tokens at
+its beginning, and the file holds it as a few more tensors, named `input_front_*`. No code comes
+with it, and only `load_copy` puts it in place: a suspect's file that has a front is refused like
+any with strange tensors, for a front can blind a network that works without it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from earmark.hosts.batches import INPUT_NAMES
 from earmark.hosts.files import FilesHost, exact_tensor, load_state
 
 PREFIX = "input_front_"
+_ROUNDING = 1 / 128  # of a sign, which is 1 or -1: a step of eight bits
 _HINT = "This is no copy as it was issued; take the file as it came."
 
 
@@ -54,37 +55,41 @@ class Front(ABC):
 class Places(Front):
     """Some pixels or columns exchanged, and some of them turned, alike in every channel.
 
+    Each of the places holds one of two levels, up to rounding: what is farther from both than a
+    step of eight bits is no sign. An input with such a place, faint, relaxed or not a number, is
+    given the middle of the two levels in all of them, which says nothing to the model.
+
     Args:
         at: (places,) places that are changed; negative ones count from the end.
         source: (places,) where each takes its value from: the same places in another order.
-        scale: (places,) 1, or -1 where the value is turned.
-        shift: (places,) what is added to turned values.
+        scale: (places,) 1, or -1 where one level is turned into the other.
+        levels: (2,) the lower and the upper level.
 
     Raises:
         HostError: A place is changed or read twice, or a value changed in another way.
 
     Example:
         >>> ends = torch.tensor([-2, -1])
-        >>> front = Places(ends, ends.flip(0), torch.tensor([1.0, -1.0]), torch.zeros(2))
-        >>> front(torch.tensor([[3.0, 4.0, 5.0]])).tolist()
-        [[3.0, 5.0, -4.0]]
+        >>> turn, levels = torch.tensor([1.0, -1.0]), torch.tensor([0.0, 4.0])
+        >>> front = Places(ends, ends.flip(0), turn, levels)
+        >>> front(torch.tensor([[3.0, 4.0, 0.0], [3.0, 4.0, 0.1]])).tolist()
+        [[3.0, 0.0, 0.0], [3.0, 2.0, 2.0]]
     """
 
-    parts = ("at", "source", "scale", "shift")
+    parts = ("at", "source", "scale", "levels")
 
-    def __init__(self, at: Tensor, source: Tensor, scale: Tensor, shift: Tensor) -> None:
-        given = (at, source, scale, shift)
-        alike = all(part.ndim == 1 and len(part) == len(at) for part in given)
+    def __init__(self, at: Tensor, source: Tensor, scale: Tensor, levels: Tensor) -> None:
+        alike = all(part.ndim == 1 and len(part) == len(at) for part in (at, source, scale))
         if not alike or at.is_floating_point() or source.is_floating_point():
             raise HostError("The copy's front is no list of places.", hint=_HINT)
         ranked = at.sort().values
         once = bool((ranked.diff() > 0).all()) and bool((at >= 0).all() | (at < 0).all())
         if not once or not torch.equal(ranked, source.sort().values):
             raise HostError("The copy's front does not exchange places.", hint=_HINT)
-        turned = torch.where(scale > 0, shift == 0, shift.isfinite())
-        if not bool(((scale.abs() == 1) & turned).all()):
+        ordered = levels.shape == (2,) and bool((levels.diff() > 0) & levels.isfinite().all())
+        if not ordered or not bool((scale.abs() == 1).all()):
             raise HostError("The copy's front does more than turn values.", hint=_HINT)
-        super().__init__(at=at.long(), source=source.long(), scale=scale, shift=shift)
+        super().__init__(at=at.long(), source=source.long(), scale=scale, levels=levels)
 
     @staticmethod
     def change(inputs: Tensor, **tensors: Tensor) -> Tensor:
@@ -96,9 +101,14 @@ class Places(Front):
                 f"Inputs of {size} places came to a copy whose front changes more.",
                 expected="Inputs as the copy was made for.",
             )
-        found = flat[..., tensors["source"]] * tensors["scale"] + tensors["shift"]
+        low, high = tensors["levels"].float()
+        middle, half = (low + high) / 2, (high - low) / 2
+        sign = (flat[..., tensors["source"]].float() - middle) / half
+        clear = ((sign.abs() - 1).abs() <= _ROUNDING).flatten(1).all(1)
+        turned = torch.where(sign * tensors["scale"] > 0, high, low)
+        kept = torch.where(clear.view(-1, *[1] * (turned.ndim - 1)), turned, middle)
         moved = flat.clone()
-        moved[..., at] = found.to(flat.dtype)
+        moved[..., at] = kept.to(flat.dtype)
         return moved.view_as(inputs)
 
 

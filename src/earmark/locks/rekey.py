@@ -113,7 +113,7 @@ def _front(first: Entry, second: Entry, turn: Tensor) -> Front:
         return Names(mask, torch.tensor([first.first, 1 << first.width]))
     if isinstance(first, Pixels) and isinstance(second, Pixels):
         signs = turn.repeat_interleave(len(first.places) // first.bits)
-        shift = (first.low + first.high) / 2 * (1 - signs)
-        return Places(first.places, second.places, signs, shift)
+        levels = torch.tensor([first.low, first.high])
+        return Places(first.places, second.places, signs, levels)
     columns = torch.arange(-len(turn), 0)
-    return Places(columns, columns, turn, torch.zeros(len(turn)))
+    return Places(columns, columns, turn, torch.tensor([-1.0, 1.0]))
