@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,27 @@ def test_a_crash_between_write_and_rename_leaves_the_old_content(tmp_path, monke
         files.write_bytes(path, b"new", overwrite=True)
     assert path.read_bytes() == b"old"
     assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_new_name_is_on_the_disk_when_the_file_is(tmp_path, monkeypatch) -> None:
+    synced = []
+    sync = os.fsync
+
+    def spy(handle: int) -> None:
+        synced.append(stat.S_ISDIR(os.fstat(handle).st_mode))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    files.write_bytes(tmp_path / "a", b"new")
+    assert synced == [False, True]
+
+    def unable(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", unable)
+    files.write_bytes(tmp_path / "b", b"new")  # a file system that cannot
+    assert (tmp_path / "b").read_bytes() == b"new"
 
 
 def test_folders_that_are_not_there(tmp_path) -> None:

@@ -1,7 +1,8 @@
-"""Write files so that a crash leaves either the old content or the new, never a torn one."""
+"""Write files so that a crash, or a power cut, leaves the old content or the new, whole."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -48,10 +49,25 @@ def replacing(path: str | Path, *, overwrite: bool = False, mode: int = 0o644) -
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
+        _sync_folder(target.absolute().parent)
     except OSError as error:
         raise OutputError(f"Output '{target}' cannot be written: {error.strerror}.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a new name in a folder survive a power cut, where folders can be synced."""
+    if os.name != "posix":  # pragma: no cover - they cannot
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what some network file systems say
+            raise
+    finally:
+        os.close(handle)
 
 
 def require_writable(path: str | Path) -> None:

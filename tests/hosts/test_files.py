@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -345,6 +346,43 @@ def test_a_scale_that_fits_nothing_is_refused(tmp_path):
     )
     with pytest.raises(FormatError, match="fits no rows"):
         FilesHost(tmp_path / "q.safetensors").tensor("a.weight")
+
+
+def test_a_scalar_with_an_empty_scale_is_refused(tmp_path):
+    for kind in ("weight_scale", "SCB"):
+        tensors = {"a.weight": torch.ones((), dtype=torch.int8), f"a.{kind}": torch.ones(0)}
+        save_file(tensors, tmp_path / "q.safetensors")
+        with pytest.raises(FormatError, match="fits no rows"):
+            FilesHost(tmp_path / "q.safetensors").tensor("a.weight")
+
+
+def book(path, count, scales, state):
+    """Write a tensor of `count` four-bit codes with some scales and a state."""
+    stated = np.frombuffer(json.dumps(state).encode(), np.uint8).copy()
+    tensors = {
+        "w": torch.zeros(count // 2, dtype=torch.uint8),
+        "w.absmax": torch.ones(scales),
+        "w.quant_map": torch.zeros(16),
+        "w.quant_state.bitsandbytes__nf4": torch.from_numpy(stated),
+    }
+    save_file(tensors, path)
+    return path
+
+
+def test_a_small_file_does_not_ask_for_more_memory_than_its_tensor(tmp_path):
+    path = book(tmp_path / "q.safetensors", 8000, 20_000, {"shape": [8000], "blocksize": 8000})
+    host = FilesHost(path)
+    tracemalloc.start()
+    assert host.tensor("w").shape == (8000,)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def test_a_state_whose_sizes_are_truths_is_refused(tmp_path):
+    for state in ({"shape": [True], "blocksize": 1}, {"shape": [2], "blocksize": True}):
+        with pytest.raises(FormatError, match="its state is no JSON object"):
+            FilesHost(book(tmp_path / "q.safetensors", 2, 2, state)).tensor("w")
 
 
 def pack(codes: np.ndarray, order: tuple[int, ...]) -> np.ndarray:

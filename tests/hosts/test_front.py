@@ -61,6 +61,10 @@ def test_places_are_exchanged_alike_in_every_channel():
     assert torch.equal(found[:, :, others], flat[:, :, others])
     with pytest.raises(HostError, match="9 places"):
         places()(torch.rand(1, 1, 3, 3))
+    for other in (torch.rand(16), images.to(torch.uint8)):
+        with pytest.raises(HostError, match="exchanges places"):
+            places()(other)
+    assert places()(images[:0]).shape == (0, 2, 4, 4)
 
 
 @pytest.mark.parametrize("low", [0.0, -1.7])
@@ -106,6 +110,7 @@ def test_a_front_acts_before_the_model_whatever_way_it_is_called():
     assert torch.equal(named(tokens), wanted)
     assert torch.equal(named(input_ids=tokens, scale=2.0), 2 * wanted)
     assert torch.equal(named(tokens[:, :1]), words(torch.tensor([[19], [2]])))
+    assert Names(torch.tensor([3]), torch.tensor([16, 4]))(tokens.int()).dtype == torch.int32
     with pytest.raises(HostError, match="by name"):
         named(scale=2.0)
 
@@ -138,6 +143,11 @@ def test_a_front_travels_with_the_weights_and_only_copies_are_given_one(tmp_path
         ("levels", [0.0, float("inf")]),
         ("levels", [float("nan"), 1.0]),
         ("scale", [float("nan"), 1.0, -1.0]),
+        ("scale", [True, True, False]),
+        ("levels", [200, 10]),
+        ("levels", [0, 1]),
+        ("levels", [1e10, 1e10 + 1]),
+        ("levels", [-3e38, 3e38]),
         ("else", [1.0]),
     ],
 )
@@ -150,6 +160,20 @@ def test_a_broken_front_is_refused(tmp_path, part, values):
     with pytest.raises(HostError, match="front"):
         load_copy(fresh, path)
     assert not has_front(fresh)
+
+
+def test_a_copy_that_does_not_fit_leaves_the_model_as_it_was(tmp_path):
+    model, images = Picture(), stamped([0.0, 1.0, 1.0])
+    put_front(model, places())
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    save_file(model.state_dict(), good)
+    save_file({**model.state_dict(), "more": torch.ones(1)}, bad)
+    fresh = Picture()
+    before = fresh(images)
+    with pytest.raises(HostError, match="does not fit"):
+        load_copy(fresh, bad)
+    assert torch.equal(fresh(images), before)
+    assert torch.equal(load_copy(fresh, good)(images), model(images))
 
 
 def test_tokens_that_are_not_reserved_are_no_front():

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earmark import codec
+from earmark import codec, files
 from earmark.errors import (
     FileError,
     FormatError,
@@ -259,7 +259,7 @@ def test_a_creation_whose_last_sync_fails_says_so_and_leaves_a_whole_ledger(tmp_
     def failing(folder):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(store, "sync_folder", failing)
+    monkeypatch.setattr(files, "_sync_folder", failing)
     with pytest.raises(OutputError, match="Input/output error"):
         SqliteLedger.create(tmp_path / "ledger.sqlite", ORIGIN)
     with SqliteLedger.open(tmp_path / "ledger.sqlite") as ledger:

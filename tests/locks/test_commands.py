@@ -142,6 +142,15 @@ def test_a_license_is_revoked_once(shop, capsys):
     assert capsys.readouterr().out.count("license-revoked/1") == 1
 
 
+def test_a_license_whose_file_is_gone_is_revoked_all_the_same(shop, capsys, tmp_path):
+    issue(capsys, "acme")
+    (tmp_path / "vault" / "licenses" / "000001.license").unlink()
+    assert call(capsys, "license", "renew", "1", "-o", "again.license")[0] == 2
+    code, found = call(capsys, "license", "revoke", "1", "--reason", "leaked")
+    assert (code, found["revoked"]) == (0, 1)
+    assert call(capsys, "license", "revoke", "2", "--reason", "leaked")[0] == 2
+
+
 def test_a_ledger_that_has_not_heard_of_a_license_says_nothing_about_it(shop, capsys, tmp_path):
     issue(capsys, "acme")
     shutil.copytree(tmp_path / "vault", tmp_path / "old")

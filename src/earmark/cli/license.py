@@ -190,16 +190,20 @@ def revoke(
     """Declare a license and its renewals void, on the ledger.
 
     A loader that is given the ledger refuses the license from now on. A copy that was opened
-    before stays open. A license that was revoked already stays so, and nothing is written.
+    before stays open. A license that was revoked already stays so, and nothing is written. One
+    whose file is gone can be revoked, too, where the ledger has heard of it.
     """
-    vault, held, issuer = _issuer_of(vault_path, number, passphrase_file)
+    vault = Vault.open(vault_path)
+    if number not in _numbers(vault):
+        raise _no_license(vault, number)
     earlier = _void(vault).get(number)
     if earlier is not None:
         vault.close()
         told = f"#{number} already, since {earlier.created}: {earlier.reason}"
         payload: dict[str, Json] = {"revoked": number, "since": earlier.created}
         return emit("license", [line("revoked", told)], payload, as_json=as_json)
-    receipt = vault.ledger.append(issuer.revoke(held, reason=reason).encode())
+    issuer = _issuer(vault, passphrase_file)
+    receipt = vault.ledger.append(issuer.revoke(number, reason=reason).encode())
     vault.close()
     lines = [line("revoked", f"#{number}, ledger #{receipt.index}: {reason}")]
     return emit("license", lines, {"revoked": number, "ledger": receipt.index}, as_json=as_json)
@@ -228,9 +232,13 @@ def renew(
     The days are added to its end, or to today if it has expired.
     """
     options.require_free(output, force=force)
-    vault, held, issuer = _issuer_of(vault_path, number, passphrase_file)
+    vault = Vault.open(vault_path)
+    held = next((item for item in held_licenses(vault) if _record(item).serial == number), None)
+    if held is None:
+        raise _no_license(vault, number)
     if number in _void(vault):
         raise UsageError(f"License {number} was revoked.", hint="Issue a new one.")
+    issuer = _issuer(vault, passphrase_file)
     renewed = issuer.renew(held, days=days)
     receipt = vault.ledger.append(issuer.announce(renewed, renews=held).encode())
     vault.close()
@@ -263,10 +271,15 @@ def _next_number(vault: Vault) -> int:
 
     Licenses of one number are revoked together, so a number whose file was deleted stays used.
     """
+    return 1 + max(_numbers(vault), default=0)
+
+
+def _numbers(vault: Vault) -> set[int]:
+    """Return the running numbers that the vault's licenses or its ledger know."""
     from earmark.locks import license as licenses
 
     told = licenses.signed_by((data for _, data in vault.ledger.scan()), vault.owner)
-    return 1 + max((item.record.serial for item in [*held_licenses(vault), *told]), default=0)
+    return {item.record.serial for item in [*held_licenses(vault), *told]}
 
 
 def copy_name(number: int, customer: str) -> str:
@@ -318,18 +331,15 @@ def _fingerprinted(weights: Path, key: Key, name: str) -> bytes:
     return save(copy, metadata={"format": "pt"})
 
 
-def _issuer_of(
-    vault_path: Path, number: int, passphrase_file: Path | None
-) -> tuple[Vault, Signed, Issuer]:
+def _issuer(vault: Vault, passphrase_file: Path | None) -> Issuer:
     from earmark.locks import license as licenses
 
-    vault = Vault.open(vault_path)
-    for held in held_licenses(vault):
-        if _record(held).serial == number:
-            identity = vault.identity(options.passphrase(passphrase_file))
-            return vault, held, licenses.Issuer(identity)
+    return licenses.Issuer(vault.identity(options.passphrase(passphrase_file)))
+
+
+def _no_license(vault: Vault, number: int) -> UsageError:
     known = ", ".join(str(_record(held).serial) for held in held_licenses(vault)) or "none"
-    raise UsageError(f"There is no license {number}.", expected=f"Licenses here: {known}.")
+    return UsageError(f"There is no license {number}.", expected=f"Licenses here: {known}.")
 
 
 def _void(vault: Vault) -> dict[int, Revocation]:

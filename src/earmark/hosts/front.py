@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from earmark.errors import HostError
 from earmark.hosts.batches import INPUT_NAMES
@@ -80,20 +81,25 @@ class Places(Front):
 
     def __init__(self, at: Tensor, source: Tensor, scale: Tensor, levels: Tensor) -> None:
         alike = all(part.ndim == 1 and len(part) == len(at) for part in (at, source, scale))
-        if not alike or at.is_floating_point() or source.is_floating_point():
+        whole = at.dtype == source.dtype == torch.long
+        if not (alike and whole and scale.is_floating_point() and levels.is_floating_point()):
             raise HostError("The copy's front is no list of places.", hint=_HINT)
+        scale, levels = scale.float(), levels.float()
         ranked = at.sort().values
         once = bool((ranked.diff() > 0).all()) and bool((at >= 0).all() | (at < 0).all())
         if not once or not torch.equal(ranked, source.sort().values):
             raise HostError("The copy's front does not exchange places.", hint=_HINT)
-        ordered = levels.shape == (2,) and bool((levels.diff() > 0) & levels.isfinite().all())
+        step = levels.diff()
+        ordered = levels.shape == (2,) and bool((step > 0) & step.isfinite())
         if not ordered or not bool((scale.abs() == 1).all()):
             raise HostError("The copy's front does more than turn values.", hint=_HINT)
-        super().__init__(at=at.long(), source=source.long(), scale=scale, levels=levels)
+        super().__init__(at=at, source=source, scale=scale, levels=levels)
 
     @staticmethod
     def change(inputs: Tensor, **tensors: Tensor) -> Tensor:
         """Return images (n, c, h, w) or rows (n, columns) with their places changed."""
+        if inputs.ndim < 2 or not inputs.is_floating_point():
+            raise _unlike(inputs, "exchanges places")
         flat, at = inputs.flatten(2) if inputs.ndim > 2 else inputs, tensors["at"]
         size = flat.shape[-1]
         if bool(((at < -size) | (at >= size)).any()):
@@ -131,27 +137,32 @@ class Names(Front):
     parts = ("mask", "reserved")
 
     def __init__(self, mask: Tensor, reserved: Tensor) -> None:
-        whole = not mask.is_floating_point() and not reserved.is_floating_point()
+        whole = mask.dtype == reserved.dtype == torch.long
         count = int(reserved[1]) if whole and reserved.shape == (2,) else 0
         good = mask.ndim == 1 and count > 0 and not count & (count - 1)
         if not good or bool(((mask < 0) | (mask >= count)).any()):
             raise HostError("The copy's front does not rename reserved tokens.", hint=_HINT)
-        super().__init__(mask=mask.long(), reserved=reserved.long())
+        super().__init__(mask=mask, reserved=reserved)
 
     @staticmethod
     def change(inputs: Tensor, **tensors: Tensor) -> Tensor:
         """Return sequences (n, steps) with their first tokens renamed."""
         if inputs.is_floating_point() or inputs.ndim != 2:
-            raise HostError(
-                f"Inputs of shape {tuple(inputs.shape)} and type {inputs.dtype} came to a copy "
-                "whose front renames tokens."
-            )
+            raise _unlike(inputs, "renames tokens")
         mask, (first, count) = tensors["mask"], tensors["reserved"]
         size = min(len(mask), inputs.shape[1])
-        found = inputs[:, :size] - first
+        found = inputs[:, :size].long() - first
         ours = (found >= 0) & (found < count)
         renamed = torch.where(ours, found.clamp(min=0) ^ mask[:size], found) + first
-        return torch.cat([renamed, inputs[:, size:]], dim=1)
+        return torch.cat([renamed.to(inputs.dtype), inputs[:, size:]], dim=1)
+
+
+def _unlike(inputs: Tensor, what: str) -> HostError:
+    return HostError(
+        f"Inputs of shape {tuple(inputs.shape)} and type {inputs.dtype} came to a copy whose "
+        f"front {what}.",
+        expected="Inputs as the copy was made for.",
+    )
 
 
 def has_front(model: nn.Module) -> bool:
@@ -159,8 +170,11 @@ def has_front(model: nn.Module) -> bool:
     return any(name.startswith(PREFIX) for name, _ in model.named_buffers(recurse=False))
 
 
-def put_front(model: nn.Module, front: Front) -> None:
+def put_front(model: nn.Module, front: Front) -> RemovableHandle:
     """Put a front before a model, in place; its tensors join the model's own.
+
+    Returns:
+        What takes it out of the model's way again; its tensors stay.
 
     Raises:
         HostError: The model has one already.
@@ -173,7 +187,7 @@ def put_front(model: nn.Module, front: Front) -> None:
     for name, tensor in front.tensors.items():
         made = tensor.clone() if first is None else tensor.clone().to(first.device)
         model.register_buffer(f"{PREFIX}{name}", made)
-    model.register_forward_pre_hook(_enter, with_kwargs=True)
+    return model.register_forward_pre_hook(_enter, with_kwargs=True)
 
 
 def load_copy(model: nn.Module, path: str | Path) -> nn.Module:
@@ -195,9 +209,17 @@ def load_copy(model: nn.Module, path: str | Path) -> nn.Module:
     host = FilesHost(path)
     names = [name for name in host.tensor_names() if name.startswith(PREFIX)]
     front = read_front({name: exact_tensor(host, name) for name in names})
-    if front is not None:
-        put_front(model, front)
-    load_state(model, path)
+    if front is None:
+        load_state(model, path)
+        return model
+    taken = put_front(model, front)
+    try:
+        load_state(model, path)
+    except BaseException:
+        taken.remove()
+        for name in front.parts:
+            delattr(model, f"{PREFIX}{name}")
+        raise
     return model
 
 

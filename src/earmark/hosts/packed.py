@@ -73,7 +73,7 @@ class Scaled:
         rows = values.shape[0] if values.ndim else 0
         if scale.size == 1:
             scale = scale.reshape((1,) * values.ndim)
-        elif scale.size == rows == scale.shape[0]:
+        elif values.ndim and scale.size == rows == scale.shape[0]:
             scale = scale.reshape((-1,) + (1,) * (values.ndim - 1))
         else:
             scale = self._spread(scale)
@@ -164,7 +164,9 @@ class CodeBook:
         scale = self._scales(raw)
         if len(scale) < -(-count // block):
             raise _unfit(self.words, "it has too few scales")
-        return flat[:count].reshape(shape) * scale.repeat(block)[:count].reshape(shape)
+        return flat[:count].reshape(shape) * scale[: -(-count // block)].repeat(block)[
+            :count
+        ].reshape(shape)
 
     def _scales(self, raw: Raw) -> NDArray[np.float32]:
         state, absmax = self.state, self.parts["absmax"]
@@ -178,7 +180,7 @@ class CodeBook:
         block = min(int(state.get("nested_blocksize", 256)), max(1, len(codes)))
         if len(inner) != 256 or block < 1 or len(outer) < -(-len(codes) // block):
             raise _unfit(self.words, "its nested scales do not fit")
-        wide = outer.repeat(block)[: len(codes)]
+        wide = outer[: -(-len(codes) // block)].repeat(block)[: len(codes)]
         found: NDArray[np.float32] = inner[codes] * wide + np.float32(
             state.get("nested_offset", 0.0)
         )
@@ -290,11 +292,11 @@ def _state(entry: Entry, raw: Raw) -> dict[str, Any]:  # Any: JSON
         state = codec.read_json(raw(entry).tobytes())
         shape = state["shape"]
         good = len(shape) <= _MOST_DIMS and all(
-            isinstance(size, int) and 0 <= size < 1 << 40 for size in shape
+            tensorfile.is_count(size, 1 << 40) for size in shape
         )
         float(state.get("nested_offset", 0.0))
         int(state.get("nested_blocksize", 256))
-        if good and isinstance(state["blocksize"], int):
+        if good and tensorfile.is_count(state["blocksize"], 1 << 40):
             return dict(state)
     except (ValueError, KeyError, TypeError, AttributeError, RecordError, OverflowError):
         pass

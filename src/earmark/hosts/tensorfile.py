@@ -194,7 +194,8 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:  # Any: raw JSON values
     return header
 
 
-def _is_count(value: object, most: int = MAX_ENTRIES) -> bool:
+def is_count(value: object, most: int = MAX_ENTRIES) -> bool:
+    """Tell whether a value of untrusted JSON is a whole number from 0 to `most`."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
@@ -212,7 +213,7 @@ def _entry(path: Path, name: str, body: Any, base: int) -> Entry:  # Any: raw JS
     if (
         not isinstance(shape, list)
         or len(shape) > MAX_DIMENSIONS
-        or not all(_is_count(size) for size in shape)
+        or not all(is_count(size) for size in shape)
     ):
         raise FormatError(f"{where} has shape {shape!r}; expected up to 16 sizes of 0 or more.")
     count = 1
@@ -223,7 +224,7 @@ def _entry(path: Path, name: str, body: Any, base: int) -> Entry:  # Any: raw JS
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
-        or not all(_is_count(value, 1 << 60) for value in offsets)
+        or not all(is_count(value, 1 << 60) for value in offsets)
         or offsets[0] > offsets[1]
     ):
         raise FormatError(f"{where} has data_offsets {offsets!r}; expected [begin, end].")

@@ -75,11 +75,9 @@ class SqliteLedger(TreeLog):
                 write_key(key_path(path), signer)
                 secret = key_path(path)
         except BaseException:
-            if secret is not None:
+            if secret is not None and not path.exists():
                 secret.unlink(missing_ok=True)
             raise
-        with store.explained(path):
-            store.sync_folder(path.absolute().parent)
         return cls.open(path)
 
     @classmethod

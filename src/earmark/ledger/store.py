@@ -7,7 +7,6 @@ text when a file is opened, so that no trigger or view can stand in for a table.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -313,14 +312,3 @@ class SqliteRows(LogRows):
         for (said,) in self._db.execute("PRAGMA integrity_check(1)"):
             if said != b"ok":
                 yield f"SQLite reports: {said.decode('utf-8', 'replace')}."
-
-
-def sync_folder(path: Path) -> None:
-    """Make a new name in a folder survive a power cut."""
-    if os.name != "posix":  # pragma: no cover - folders cannot be synced there
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

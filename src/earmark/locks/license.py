@@ -307,17 +307,15 @@ class Issuer:
         end = max(old.record.not_after, now(), key=_plain)
         return self.sign(replace(old.record, not_after=_later(end, days)))
 
-    def revoke(self, license: Signed, *, reason: str) -> Signed:  # noqa: A002 - our word
-        """Sign that a license, and every renewal of it, is void.
+    def revoke(self, number: int, *, reason: str) -> Signed:
+        """Sign that the license of a running number, and every renewal of it, is void.
 
         Raises:
-            SignatureError: The license is not ours or was edited.
-            UsageError: No license, or no reason.
+            UsageError: No reason.
         """
-        license.verify(self.public)
-        if not isinstance(license.record, License) or not reason.strip():
-            raise UsageError("Revoking needs a license and a reason.")
-        return self.sign(Revocation(self.public, license.record.serial, reason.strip(), now()))
+        if not reason.strip():
+            raise UsageError("Revoking needs a reason.")
+        return self.sign(Revocation(self.public, number, reason.strip(), now()))
 
     def announce(self, license: Signed, *, renews: Signed | None = None) -> Signed:  # noqa: A002
         """Sign what the ledger keeps of a license."""
