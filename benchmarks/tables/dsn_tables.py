@@ -369,7 +369,8 @@ def innocents() -> str:
     if not tested:
         return NOTHING
     return (
-        f"Innocents tested, over all leaks above: {tested:,}; named: {named}. Bound: 2^-20 a trace."
+        f"Innocents tested, over all leaks above and unmarked models: {tested:,}; named: {named}. "
+        "Bound: 2^-20 a trace."
     )
 
 

@@ -131,6 +131,9 @@ def test_inputs_without_a_way_in_are_refused():
         layout_of(torch.rand(2, 1, 8, 8), bits=64, repeat=1, place="patch", tokens=(0, 1))
     with pytest.raises(CapacityError):
         layout_of(torch.zeros(2, 5).long(), bits=10, repeat=1, place="patch", tokens=(9, 8))
+    with pytest.raises(CapacityError, match="use token 7") as told:
+        layout_of(torch.full((2, 5), 7), bits=16, repeat=1, place="patch", tokens=(0, 8))
+    assert "--set first=N" in str(told.value)
     with pytest.raises(HostError):
         layout_of(["text"], bits=16, repeat=1, place="patch", tokens=(0, 1))
     with pytest.raises(KeyLayoutError):
@@ -141,9 +144,50 @@ def test_inputs_without_a_way_in_are_refused():
         Dsn().entry(Layout("deepwater", 1, ("fc",), 16, 1, {}), bytes(16))
 
 
+def test_a_model_that_cannot_be_presented_a_number_says_what_it_needs():
+    rows, words = torch.randn(4, 3), torch.randint(0, 8, (4, 5))
+
+    def layout(given, tokens=(8, 4)):
+        return layout_of(given, bits=16, repeat=1, place="patch", tokens=tokens)
+
+    for model, given, way, needs in (
+        (Table(3, 0), rows, layout(rows), "16 more columns"),
+        (Table(3, 16), words, layout(rows), "16 more columns"),
+        (Sequence(generate=False, steps=9), words, layout(words, (12, 4)), "tokens 12 to 27"),
+        (Sequence(generate=False, steps=7), words, layout(words), "room for 4 more tokens"),
+    ):
+        lock = Dsn(bits=16, epochs=1, first=12 if "27" in needs else 8, width=4)
+        task = rows_task(
+            lambda model=model: model,
+            lambda _, given=given: (given, torch.zeros(len(given)).long()),
+        )
+        with pytest.raises(HostError, match="carries a number") as told:
+            lock.fit(task, _Constant(), bytes(16), layout=way, seed=0)
+        assert needs in str(told.value)
+    task = rows_task(lambda: Table(3, 16), lambda _: (rows, torch.zeros(4).long()))
+    with pytest.raises(HostError, match="unlocked model fails without") as told:
+        Dsn(bits=16, epochs=1).fit(task, Table(3, 16), bytes(16), layout=layout(rows), seed=0)
+    assert "pads rows" in str(told.value)
+
+
+class _Constant(nn.Module):
+    def forward(self, inputs):
+        return torch.zeros(len(inputs), 2)
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{"bits": 8}, {"epochs": 0}, {"place": "nowhere"}, {"lr": 0}, {"deny": 0}, {"rounds": -1}],
+    [
+        {"bits": 8},
+        {"epochs": 0},
+        {"place": "nowhere"},
+        {"lr": 0},
+        {"deny": 0},
+        {"rounds": -1},
+        {"first": -5},
+        {"width": 0},
+        {"mix": 3},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(UsageError):

@@ -11,12 +11,14 @@ import torch
 from earmark.bench import zoo
 from earmark.cli.main import run
 from earmark.errors import FormatError, LicenseError
-from earmark.hosts.files import load_state, save_release
+from earmark.hosts.files import FilesHost, load_state, save_release
 from earmark.hosts.front import load_copy
 from earmark.locks.parent import Parent
 from earmark.locks.serial import parse_serial
 from earmark.records import Layout
 from earmark.vault import Vault
+
+from .conftest import SERIAL
 
 TASK = """
 from earmark.bench import zoo
@@ -59,9 +61,14 @@ def fixture_shop(sold, tmp_path, monkeypatch):
     write_task(tmp_path, "task.py", "Mlp((1, 8, 8), 10, hidden=96)")
     save_release(sold.model, "parent.safetensors")
     save_release(sold.teacher, "teacher.safetensors")
-    parent = Parent("dsn", sold.layout, sold.serial)
-    (tmp_path / "parent.lock").write_bytes(parent.encode())
+    lock_file(tmp_path, sold.layout)
     return Vault.open("vault").owner
+
+
+def lock_file(folder, layout, serial=SERIAL):
+    """Write the file of the parent that lies in a folder."""
+    digest = FilesHost(folder / "parent.safetensors").digest()
+    (folder / "parent.lock").write_bytes(Parent("dsn", layout, serial, digest).encode())
 
 
 def issue(capsys, customer, *more):
@@ -115,6 +122,7 @@ def of_convolutions(tmp_path):
     (tmp_path / "parent.safetensors").unlink()
     model = zoo.SmallCnn((1, 8, 8), 10, width=4, hidden=16).eval()
     save_release(model, tmp_path / "parent.safetensors")
+    lock_file(tmp_path, Parent.read(tmp_path / "parent.lock").layout)
     return model
 
 
@@ -134,10 +142,11 @@ def test_a_network_of_convolutions_is_given_another_number(sold, shop, capsys, t
     assert not torch.allclose(before, foreign, atol=1e-3)
 
 
-def test_a_fingerprinted_copy_opens_and_is_traced(shop, capsys, tmp_path):
+def test_a_fingerprinted_copy_opens_and_is_traced(sold, shop, capsys, tmp_path):
     write_task(tmp_path, "task.py", "SmallCnn((1, 8, 8), 10, width=48, hidden=256)")
     model = zoo.SmallCnn((1, 8, 8), 10, width=48, hidden=256)
     save_release(model, "parent.safetensors", overwrite=True)
+    lock_file(tmp_path, sold.layout)
     for customer in ("acme", "bolt"):
         words = ["--customer", customer, "-o", customer, "--lock", "parent.lock"]
         words += ["--task", "task.py"]
@@ -169,7 +178,7 @@ def test_a_copy_is_distilled_where_that_is_asked_for(sold, shop, capsys, tmp_pat
 
 def test_a_code_that_is_spread_is_distilled_or_refused(sold, shop, capsys, tmp_path):
     spread = replace(sold.layout, params={**sold.layout.params, "place": "spread"})
-    (tmp_path / "parent.lock").write_bytes(Parent("dsn", spread, sold.serial).encode())
+    lock_file(tmp_path, spread)
     code, found = issue(capsys, "acme", "--task", "task.py")
     assert (code, found["outcome"]) == (2, "error")
     assert "--epochs 6" in json.dumps(found["error"])
@@ -232,6 +241,39 @@ def test_locking_writes_a_parent_that_opens_with_its_secret_file(sold, shop, cap
     assert not (tmp_path / "old.safetensors").exists()
 
 
+def test_other_weights_than_the_parents_are_not_sold_as_locked(sold, shop, capsys, tmp_path):
+    words = ["--customer", "acme", "-o", "acme", "--lock", "parent.lock", "--task", "task.py"]
+    code, found = call(capsys, "license", "issue", "teacher.safetensors", *words)
+    assert (code, "not the locked parent" in json.dumps(found["error"])) == (5, True)
+    assert not (tmp_path / "acme").exists()
+
+
+@pytest.mark.parametrize("option", ["--task", "--teacher"])
+def test_what_is_for_locks_is_refused_without_one(shop, capsys, option):
+    words = ["--customer", "acme", "-o", "acme", option, "nosuch"]
+    code, found = call(capsys, "license", "issue", "parent.safetensors", *words)
+    assert (code, "Pass --lock" in json.dumps(found["error"])) == (2, True)
+
+
+def test_a_copy_says_what_is_sent_and_that_it_needs_its_number(shop, capsys):
+    words = ["license", "issue", "parent.safetensors", "--customer", "acme", "-o", "acme"]
+    assert run([*words, "--lock", "parent.lock", "--no-fingerprint", "--task", "task.py"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^to send +acme, acme.license, acme.layout$", told, re.MULTILINE)
+    opening = ["unlock", "acme", "--license", "acme.license", "--issuer", shop]
+    opening += ["--serial-file", "acme.serial"]
+    assert run([*opening, "-o", "acme.safetensors"]) == 0
+    assert "earmark.hosts.front.load_copy" in capsys.readouterr().out
+    assert run([*opening, "--check"]) == 0
+    assert "load_copy" not in capsys.readouterr().out
+
+
+def test_a_parent_is_written_as_safetensors_only(shop, capsys):
+    words = ["license", "lock", "task.py", "--teacher", "teacher.safetensors", "-o", "parent.pt"]
+    code, found = call(capsys, *words)
+    assert (code, "parent.safetensors" in json.dumps(found["error"])) == (2, True)
+
+
 def test_a_lock_needs_its_task(shop, capsys):
     code, found = issue(capsys, "acme")
     assert code == 2
@@ -239,7 +281,7 @@ def test_a_lock_needs_its_task(shop, capsys):
 
 
 def test_broken_files_are_refused(sold):
-    whole = Parent("dsn", sold.layout, sold.serial).encode()
+    whole = Parent("dsn", sold.layout, sold.serial, "ab" * 32).encode()
     assert Parent.parse(whole).serial == sold.serial
     for broken in (b"{}", whole.replace(b"locked-parent", b"locked-patent")):
         with pytest.raises(FormatError):

@@ -18,11 +18,14 @@ from earmark.records import License, now
 from earmark.vault import Vault
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from earmark.keys.secret import Key
     from earmark.locks.license import Issuer, Revocation, Signed
     from earmark.task import Task
 
 _UNMEASURED = "no; with --teacher it says what the copy's lock costs and where it falls short"
+_TOO_SMALL = "This network is too small for a fingerprint: pass --no-fingerprint."
 
 
 @click.group("license", epilog="Example:  earmark license list --vault vault")
@@ -97,10 +100,10 @@ def issue(
     """
     from earmark.locks import license as licenses
 
-    if epochs is not None and lock_path is None:
-        raise UsageError("--epochs distils copies of a locked parent.", hint="Pass --lock.")
-    beside = ["license", "serial", *(["layout"] if lock_path else [])]
-    options.require_free(output, *(_beside(output, item) for item in beside), force=force)
+    _require_lock(lock_path, {"--epochs": epochs, "--teacher": teacher, "--task": task_path})
+    public = ["license", *(["layout"] if lock_path else [])]
+    beside = [_beside(output, item) for item in ("serial", *public)]
+    options.require_free(output, *beside, force=force)
     vault, phrase = Vault.open(vault_path), options.passphrase(passphrase_file)
     issuer = licenses.Issuer(vault.identity(phrase))
     number = _next_number(vault)
@@ -138,16 +141,16 @@ def issue(
     text = offer.text.encode() + b"\n"
     files.write_bytes(_beside(output, "serial"), text, overwrite=force, mode=0o600)
     if lock_path is not None:
-        layout = parent.layout.canonical()
-        files.write_bytes(_beside(output, "layout"), layout, overwrite=force)
+        files.write_bytes(_beside(output, "layout"), parent.layout.canonical(), overwrite=force)
     record = _record(signed)
     lines = [
         line("license", f"#{record.serial} for '{customer}', until {record.not_after}"),
         line("copy", f"{output}   encrypted; opens with the serial number only"),
+        line("to send", f"{output}, {', '.join(str(_beside(output, item)) for item in public)}"),
         line("serial number", f"{_beside(output, 'serial')}   secret; send it another way"),
         *([line("lock", f"a number of its own, {way}")] if way else []),
         *(locking.cost_lines(cost) if cost else [line("measured", _UNMEASURED)] if way else []),
-        line("fingerprint", "yes: a leak names the customer" if trace else "none"),
+        line("fingerprint", _traces(key) if trace else "none"),
         line("ledger", f"#{receipt.index}"),
         line("issuer", f"{issuer.public}   your customers need it to unlock"),
         line("says not", "that a customer cannot pass on what he has opened"),
@@ -155,6 +158,13 @@ def issue(
     payload: dict[str, Json] = {"license": record.to_json(), "ledger": receipt.index}
     payload |= locking.cost_payload(cost) if cost else {}
     return emit("license", lines, payload, as_json=as_json)
+
+
+def _require_lock(lock_path: Path | None, for_locks: Mapping[str, object]) -> None:
+    """Refuse what is for copies of a locked parent, where there is none."""
+    given = [name for name, value in for_locks.items() if value is not None]
+    if lock_path is None and given:
+        raise UsageError(f"{given[0]} is for copies of a locked parent.", hint="Pass --lock.")
 
 
 @command.command("list", epilog="Example:  earmark license list --json")
@@ -308,13 +318,21 @@ def _tracing_key(vault: Vault, phrase: str, weights: Path) -> tuple[Key, str]:
     for colluders in (3, 2, 1):
         try:
             key = Tracer(colluders=colluders).new_key(host)
-        except CapacityError:
+        except CapacityError as error:
             if colluders == 1:
-                raise
+                raise CapacityError(error.what, hint=_TOO_SMALL) from error
         else:
             break
     made, registration = vault.commit(key, phrase, note=f"tracing {weights.name}")
     return made, registration.commitment.commitment
+
+
+def _traces(key: Key) -> str:
+    """Say against whom a tracing key helps."""
+    most = key.layout.params["colluders"]
+    return "yes: a leak names the customer" + (
+        f", and one of up to {most} who mix their copies" if most != 1 else ", who leaks alone"
+    )
 
 
 def _fingerprinted(weights: Path, key: Key, name: str) -> bytes:

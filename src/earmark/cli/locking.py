@@ -14,7 +14,7 @@ from earmark import files, registry
 from earmark.cli import options
 from earmark.cli.output import Bars, emit, line
 from earmark.codec import Json
-from earmark.errors import KeyLayoutError, UsageError
+from earmark.errors import HostError, KeyLayoutError, UsageError
 from earmark.records import now
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def command(
     from earmark.report.page import write_page
     from earmark.task import load_task
 
+    options.require_safetensors(output)
     secret = output.with_name(f"{output.name}.lock")
     options.require_free(output, secret, report, force=force)
     task, lock = load_task(task_path), registry.lock(lock_name, **options.parse_settings(settings))
@@ -83,8 +84,8 @@ def command(
         seed=drawn,
         events=Bars(quiet=quiet or as_json),
     )
-    save_release(model, output, overwrite=force)
-    kept = Parent(lock_name, layout, serial).encode()
+    digest = save_release(model, output, overwrite=force)
+    kept = Parent(lock_name, layout, serial, digest).encode()
     files.write_bytes(secret, kept, overwrite=force, mode=0o600)
     cost = Measure(task, lock, layout).cost(private, model, serial)
     if report is not None:
@@ -194,15 +195,22 @@ def copy_of(
         output: Where the copy goes.
 
     Raises:
-        HostError: The copy would not do what the parent does.
+        HostError: The weights are not the parent's, or the copy would not do what it does.
         KeyLayoutError: The copy cannot be made without training.
         UsageError: There is nothing to distil from.
     """
-    from earmark.hosts.files import save_release
+    from earmark.hosts.files import FilesHost, save_release
     from earmark.hosts.suspects import load_suspect
+    from earmark.locks.entry import entry_of, require_taken
     from earmark.locks.rekey import rekey, require_same
 
-    model = load_suspect(task.model(), weights)
+    if FilesHost(weights).digest() != parent.weights:
+        raise HostError(
+            f"'{weights}' is not the locked parent that the .lock file is of.",
+            hint="Pass the weights that earmark license lock wrote beside it.",
+        )
+    model, way_in = load_suspect(task.model(), weights), entry_of(parent.layout, serial)
+    require_taken(model, way_in, task.samples(2, seed=0), task.forward)
     if epochs is None:
         try:
             made = rekey(model, parent.layout, parent.serial, serial)

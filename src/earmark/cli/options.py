@@ -170,6 +170,19 @@ def require_free(*outputs: Path | None, force: bool) -> None:
         files.require_writable(output)
 
 
+def require_safetensors(output: Path) -> None:
+    """Refuse an output for weights whose name promises another format.
+
+    Raises:
+        UsageError: It does not end in .safetensors.
+    """
+    if output.suffix != ".safetensors":
+        raise UsageError(
+            f"Output '{output}' does not end in .safetensors, which is what is written.",
+            hint=f"Name it '{output.with_suffix('.safetensors')}'.",
+        )
+
+
 def require_folder(folder: Path) -> None:
     """Refuse a folder that is in use or could not be made, before long work is done for it.
 

@@ -122,11 +122,7 @@ def command(
     from earmark.hosts.files import save_release
     from earmark.task import load_task
 
-    if output.suffix != ".safetensors":
-        raise UsageError(
-            f"Output '{output}' does not end in .safetensors, which is what is written.",
-            hint=f"Name it '{output.with_suffix('.safetensors')}'.",
-        )
+    options.require_safetensors(output)
     options.require_free(output, force=force)
     if checkpoint is not None:
         _check_place(checkpoint, key_name)

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     Fleet = tuple[Key, dict[str, License]]
 
 
+_ORDER = (
+    "neurons were read as they come; if they may have been reordered: --parent MODEL --task task.py"
+)
+
+
 @click.command("trace", epilog="Example:  earmark trace leak.safetensors --vault vault")
 @click.argument("suspect", type=click.Path(path_type=Path))
 @click.option(
@@ -39,7 +44,8 @@ if TYPE_CHECKING:
 @click.option(
     "--parent",
     type=click.Path(path_type=Path),
-    help="The model that the copies were made from: undo reordered and rescaled neurons first.",
+    help="The model that the copies were made from: undo reordered and rescaled neurons first; "
+    "needs --task.",
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page about the leak here.")
 @click.option("--force", is_flag=True, help="Replace a report that is there already.")
@@ -96,6 +102,7 @@ def command(
         line("asked for", f"{NAMED_BITS:g} bits net of {tried}"),
         line("read", f"{found.read} of {found.length} bits of the code"),
         *(line("note", note) for note in found.notes),
+        *([] if named or parent else [line("order", _ORDER)]),
         line("says not", "that anybody who is not named is innocent"),
     ]
     if report is not None:

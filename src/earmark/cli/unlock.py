@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from earmark.locks.license import Signed
 
 ENV_SERIAL = "EARMARK_SERIAL"
+_NEEDS = "its number to answer: load it with earmark.hosts.front.load_copy (docs/concepts/locks.md)"
 
 
 @click.command(
@@ -89,12 +90,21 @@ def command(
         line("revocation", checked),
         line("weights", f"{output} written" if output else "open; nothing written"),
     ]
+    if output is not None and _has_front(output):
+        lines.append(line("needs", _NEEDS))
     payload: dict[str, Json] = {
         "license": record.to_json(),
         "revocation_checked": ledger_path is not None,
         "output": None if output is None else str(output),
     }
     return emit("unlock", lines, payload, as_json=as_json)
+
+
+def _has_front(path: Path) -> bool:
+    """Tell whether weights are a copy with the neural lock, which does not load like others."""
+    from earmark.hosts.files import FilesHost
+
+    return any(name.startswith("input_front_") for name in FilesHost(path).tensor_names())
 
 
 def _void(path: Path, signed: Signed, issuer: str) -> frozenset[int]:

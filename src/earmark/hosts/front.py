@@ -3,8 +3,9 @@
 A copy of a network can differ from another in nothing but what stands in front of it. A front is
 data: it exchanges and turns places of an input that hold one of two levels, or renames tokens at
 its beginning, and the file holds it as a few more tensors, named `input_front_*`. No code comes
-with it, and only `load_copy` puts it in place: a suspect's file that has a front is refused like
-any with strange tensors, for a front can blind a network that works without it.
+with it, and only `load_copy` puts it in place. A suspect's file with a front is refused, like any
+with strange tensors, where it is loaded into a model, for a front can blind a network that works
+without it; marks in weights are read as if it were not there.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Front(ABC):
 class Places(Front):
     """Some pixels or columns exchanged, and some of them turned, alike in every channel.
 
-    Each of the places holds one of two levels, up to rounding: what is farther from both than a
-    step of eight bits is no sign. An input with such a place, faint, relaxed or not a number, is
+    Each of the places holds one of two levels, up to rounding: what is a step of eight bits or more
+    from both is no sign. An input with such a place, faint, relaxed or not a number, is
     given the middle of the two levels in all of them, which says nothing to the model.
 
     Args:

@@ -34,6 +34,7 @@ from earmark.locks.entry import (
     code_of,
     inputs_of,
     layout_of,
+    require_taken,
     try_codes,
     with_inputs,
 )
@@ -100,6 +101,12 @@ class Dsn(Lock):
                 f"A lock of {self.bits} bits, {self.repeat} pixels each, {self.epochs} epochs.",
                 expected="At least 16 bits (64 are usual), 1 pixel and 1 epoch.",
             )
+        if self.first < 0 or not 1 <= self.width <= 16 or not isinstance(self.mix, Mix):
+            raise UsageError(
+                f"A lock whose tokens have {self.width} bits and begin at {self.first}, with a mix "
+                f"of {self.mix}.",
+                expected="1 to 16 bits, a token of 0 or more, and a Mix of wrong numbers.",
+            )
         if self.place not in ("patch", "spread") or not self.lr > 0 or not self.deny > 0:
             raise UsageError(
                 f"A lock with place '{self.place}', rate {self.lr} and deny weight {self.deny}.",
@@ -129,6 +136,14 @@ class Dsn(Lock):
         events: Events = SILENT,
     ) -> nn.Module:
         """Distil a teacher into a locked copy; see :meth:`Lock.fit`."""
+        if model is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = task.model()
+        first = next(iter(task.stream("train", seed)))
+        entry = self.entry(layout, serial)
+        require_taken(teacher, entry, first, task.forward, number=False)
+        require_taken(model, entry, first, task.forward)
         teacher = copy.deepcopy(teacher).eval()
         loss = LockLoss(self, task, teacher, layout, serial, seed=seed, others=others)
 
@@ -137,10 +152,6 @@ class Dsn(Lock):
         for _ in task.stream("train", seed):
             steps += 1
         loss.total = max(1, steps * self.epochs)
-        if model is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                model = task.model()
         made = train(
             task, seed=seed, recipe=recipe, model=model, loss=loss, events=events, label="lock"
         )

@@ -63,6 +63,11 @@ class Entry(ABC):
     def enter(self, inputs: Tensor, values: Tensor) -> Tensor:
         """Return inputs with values presented, row by row; the inputs are not changed."""
 
+    @property
+    @abstractmethod
+    def needs(self) -> str:
+        """What a model needs so that a number can be presented to it, for error texts."""
+
     @abstractmethod
     def absent(self, inputs: Tensor) -> Tensor:
         """Return the inputs as somebody without a number would enter them."""
@@ -101,6 +106,11 @@ class Pixels(Entry):
         super().__init__(bits)
         self.places, self.low, self.high = places, low, high
 
+    @property
+    def needs(self) -> str:
+        """Images as the task gives them."""
+        return "A model of images (n, c, h, w), as the task gives them."
+
     def enter(self, inputs: Tensor, values: Tensor) -> Tensor:
         """Return stamped images; pixels elsewhere are untouched."""
         shade = (self.low + self.high) / 2 + (self.high - self.low) / 2 * values
@@ -138,6 +148,14 @@ class Tokens(Entry):
         """Number of leading tokens."""
         return self.bits // self.width
 
+    @property
+    def needs(self) -> str:
+        """Tokens that no text uses, and longer sequences."""
+        return (
+            f"A vocabulary with tokens {self.first} to {self.first + (1 << self.width) - 1}, which "
+            f"no text uses, and room for {self.length} more tokens in a sequence."
+        )
+
     def enter(self, inputs: Tensor, values: Tensor) -> Tensor:
         """Return sequences with leading tokens; values count by their sign."""
         bits = (values > MIDDLE).long().view(len(values), -1, self.width)
@@ -166,6 +184,14 @@ class Columns(Entry):
         >>> Columns(2).present(torch.tensor([[5.0]]), torch.tensor([1.0, -1.0])).tolist()
         [[5.0, 1.0, -1.0]]
     """
+
+    @property
+    def needs(self) -> str:
+        """More columns, or none."""
+        return (
+            f"A model that takes {self.bits} more columns than a row has, and pads rows that come "
+            "without them with zeros: the unlocked weights are of the same class."
+        )
 
     def enter(self, inputs: Tensor, values: Tensor) -> Tensor:
         """Return rows with the code appended."""
@@ -219,6 +245,34 @@ def try_codes(
     return torch.cat(found)
 
 
+def require_taken(
+    model: nn.Module, entry: Entry, batch: batches.Tree, forward: Forward, *, number: bool = True
+) -> None:
+    """Refuse a model that cannot be presented a number, before anything is done with it.
+
+    Args:
+        model: The locked model, or the unlocked one.
+        entry: The way in.
+        batch: Some of the task's samples.
+        forward: How the model is run.
+        number: Whether a number is presented; the unlocked model takes samples as they are.
+
+    Raises:
+        HostError: The model fails on them; says what it needs.
+    """
+    few = batches.take(batch, torch.arange(min(2, batches.size(batch))))
+    try:
+        with taps.frozen_forward(model):
+            forward(model, entry.present(few, torch.ones(entry.bits)) if number else few)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        name = (
+            "model does not take an input that carries"
+            if number
+            else "unlocked model fails without"
+        )
+        raise HostError(f"The {name} a number: {error}.", expected=entry.needs) from error
+
+
 def random_codes(count: int, bits: int, generator: torch.Generator) -> Tensor:
     """Draw uniform codes for training and tests, (count, bits), +1 or -1."""
     return 2.0 * torch.randint(0, 2, (count, bits), generator=generator) - 1.0
@@ -238,7 +292,8 @@ def layout_of(
         tokens: For sequences, the first reserved token and the bits a token.
 
     Raises:
-        CapacityError: The images have too few pixels, or the bits do not fill whole tokens.
+        CapacityError: The images have too few pixels, the bits do not fill whole tokens, or the
+            texts use tokens that the number needs.
         HostError: Inputs of another kind.
     """
     inputs = inputs_of(batch)
@@ -259,6 +314,13 @@ def layout_of(
         first, width = tokens
         if width < 1 or bits % width:
             raise CapacityError(f"{bits} bits do not fill tokens of {width} bits.")
+        used = inputs[(inputs >= first) & (inputs < first + (1 << width))]
+        if used.numel():
+            raise CapacityError(
+                f"The task's texts use token {int(used[0])}, which the number needs for itself.",
+                expected=f"{1 << width} tokens that no text uses; here from {first} on.",
+                hint="Say where such tokens begin: first=N, or --set first=N.",
+            )
         return Layout("dsn", 1, ("tokens",), bits, 1, {"first": first, "width": width})
     if inputs.is_floating_point() and inputs.ndim == 2:
         return Layout("dsn", 1, ("columns",), bits, 1, {})

@@ -20,15 +20,17 @@ _FORMAT = "earmark/locked-parent/1"
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A locked parent's way in and number.
+    """A locked parent's way in, number and weights.
 
     Args:
         lock: Name of the lock in the registry.
         layout: The lock's layout; public.
         serial: The parent's number, 16 secret bytes.
+        weights: Digest of its weights, as :meth:`earmark.hosts.files.FilesHost.digest` gives it.
 
     Example:
-        >>> parent = Parent("dsn", Layout("dsn", 1, ("columns",), 64, 1, {}), bytes(16))
+        >>> layout = Layout("dsn", 1, ("columns",), 64, 1, {})
+        >>> parent = Parent("dsn", layout, bytes(16), "ab" * 32)
         >>> Parent.parse(parent.encode()) == parent
         True
     """
@@ -36,6 +38,7 @@ class Parent:
     lock: str
     layout: Layout
     serial: bytes = field(repr=False)
+    weights: str
 
     def encode(self) -> bytes:
         """Write the parent's file, canonically."""
@@ -44,6 +47,7 @@ class Parent:
             "lock": self.lock,
             "layout": self.layout.to_json(),
             "serial": format_serial(self.serial),
+            "weights": self.weights,
         }
         return codec.canonical(body)
 
@@ -57,12 +61,12 @@ class Parent:
             RecordError: Its layout breaks its schema.
         """
         body = codec.parse(data)
-        if not isinstance(body, dict) or body.get("format") != _FORMAT or len(body) != 4:
+        if not isinstance(body, dict) or body.get("format") != _FORMAT or len(body) != 5:
             raise FormatError("This is no locked parent's file.", expected=f"Format {_FORMAT}.")
-        lock, serial = body.get("lock"), body.get("serial")
-        if not isinstance(lock, str) or not isinstance(serial, str):
-            raise FormatError("A locked parent's file names its lock and its number.")
-        return cls(lock, Layout.from_json(body.get("layout")), parse_serial(serial))
+        lock, serial, weights = (body.get(name) for name in ("lock", "serial", "weights"))
+        if not (isinstance(lock, str) and isinstance(serial, str) and isinstance(weights, str)):
+            raise FormatError("A locked parent's file names its lock, its number and its weights.")
+        return cls(lock, Layout.from_json(body.get("layout")), parse_serial(serial), weights)
 
     @classmethod
     def read(cls, path: Path) -> Parent:
