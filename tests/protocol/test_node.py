@@ -126,6 +126,27 @@ def test_another_verifier_than_the_pinned_one_does_not_vote(tmp_path):
     node.close()
 
 
+def test_an_entry_that_could_not_be_read_is_read_at_the_next_round(tmp_path, monkeypatch):
+    node = alone(tmp_path / "n")
+    for number in range(3):
+        about = {"commitment": sha(number), "recovery": None}
+        tell(node, m.Commit, step=False, **about)
+
+    def broken(entry):
+        raise NetworkError("Not now.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.history, "read", broken)
+        with pytest.raises(NetworkError):
+            node.sync()
+    node.sync()
+    assert node.mirror.size == node.history.size == 3
+    service, node.service = node.service, None
+    assert node.prove(1, 3) == service.ledger.prove(1, 3)
+    node.service = service
+    node.close()
+
+
 def test_a_vote_is_sent_again_if_the_log_did_not_answer(tmp_path, monkeypatch):
     node = alone(tmp_path / "n", draw_seconds=60)
     send, failed = node.send, []

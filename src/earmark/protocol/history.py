@@ -193,7 +193,10 @@ class History:
                 raise _RefusedError(Code.MALFORMED, error.what) from error
             self._general(message, entry)
             logged = Logged(entry, envelope.digest(), message)
-            self._accept(logged)
+            try:
+                self._accept(logged)
+            except EarmarkError as error:  # nobody's entry keeps those after it from being read
+                raise _RefusedError(Code.MALFORMED, error.what) from error
             self._senders.add(message.sender)
         except _RefusedError as refused:
             self.refusals.append(Refusal(entry.index, refused.code, refused.detail))

@@ -155,8 +155,9 @@ class Node:
             with self.lock:
                 fresh = self.mirror.take(rows)
                 for seen in fresh:
-                    self.history.read(entry_of(seen))
                     self._grow(seen)
+                for seen in self.mirror.entries[self.history.size :]:
+                    self.history.read(entry_of(seen))
             if not fresh:
                 return
 
