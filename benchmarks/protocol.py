@@ -81,7 +81,7 @@ def witnessed(folder: Path, n: int) -> None:
         log = VerifierKey.parse(ledger.vkey)
         made = [Witness.create(folder / f"{n}-{i}.w", key, [log]) for i, key in enumerate(keys)]
         quorum = Quorum.of([key.verifier for key in keys])
-        asks = {str(i): one.add for i, one in enumerate(made)}
+        asks = {str(one.verifier): one.add for one in made}
         service = LogService(ledger, folder / f"{n}.notes", quorum, asks)
         count = 100
         about = {"witnesses": n, "threshold": quorum.threshold, "durable": True}

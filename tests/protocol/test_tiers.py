@@ -87,7 +87,7 @@ class Service:
             for i, key in enumerate(keys)
         ]
         quorum = Quorum.of([key.verifier for key in keys])
-        asks = {str(i): one.add for i, one in enumerate(self.witnesses)}
+        asks = {str(one.verifier): one.add for one in self.witnesses}
         self.service = LogService(ledger, notes, quorum, asks)
         self.mirror = Mirror(log, quorum)
 

@@ -58,7 +58,7 @@ class Client:
                     return error.code, error.read(4096)
             with answer:
                 body = self._read(answer, limit + 1)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise NetworkError(f"'{self.url}' does not answer: {error}.") from error
         if len(body) > limit:
             raise NetworkError(f"'{self.url}{path}' answered with more than {limit:,} bytes.")
@@ -122,7 +122,9 @@ def witness(url: str, name: str) -> Callable[[Request], NoteSignature]:
         status, body = client.exchange("/add-checkpoint", request.encode(), limit=1 << 16)
         text = body.decode("utf-8", "replace")
         if status != 200:
-            size = int(text) if status == 409 and text.strip().isdigit() else None
+            told = text.strip()
+            known = status == 409 and told.isascii() and told.isdigit() and len(told) < 20
+            size = int(told) if known else None
             raise WitnessError(f"'{name}' refuses: {status}.", status=status, size=size)
         try:
             (item,) = Note.parse("cosignature\n\n" + text).signatures
