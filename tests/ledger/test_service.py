@@ -123,6 +123,16 @@ def test_changed_dropped_and_swapped_records_are_found(place):
         place.mirror().take([rows[1], rows[0]])
 
 
+def test_a_page_that_is_refused_leaves_nothing_behind(place):
+    for i in range(3):
+        place.service.append(b'{"n":%d}' % i)
+    rows = place.service.page(0)
+    mirror = place.mirror()
+    with pytest.raises(LedgerError, match="0 of 4"):  # the log's own signature only
+        mirror.take([*rows[:2], Row(rows[2].record, place.ledger.checkpoint_of(3))])
+    assert len(mirror.take(rows)) == 3
+
+
 def test_a_log_that_shows_another_history_gets_no_quorum(place, tmp_path):
     place.service.append(b'{"n":0}')
     from earmark.ledger.keyfile import key_path, read_key

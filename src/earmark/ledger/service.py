@@ -277,7 +277,8 @@ class Mirror:
             LedgerError: A record or checkpoint does not continue what was accepted before.
             SignatureError: A checkpoint is not signed by the log.
         """
-        peaks, waiting, fresh = self._peaks, [], []
+        kept = peaks = self._peaks
+        waiting, fresh = [], []
         for offset, row in enumerate(rows):
             index = self.size + offset
             record = row.record.encode()
@@ -296,8 +297,9 @@ class Mirror:
             for number, data in waiting:
                 drawn = _beacon(signed, number, data) if number == index else None
                 fresh.append(Seen(number, data, when, drawn, signed))
-            waiting, self._peaks = [], peaks
+            waiting, kept = [], peaks
         self.entries += fresh
+        self._peaks = kept
         return fresh
 
 
