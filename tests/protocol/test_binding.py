@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from town import SCHEME, ports
 
-from earmark import codec, files
+from earmark import codec
 from earmark.cli.main import run
 from earmark.cli.report import write_claim
 from earmark.errors import DossierError, LedgerError, NetworkError
@@ -40,7 +40,7 @@ def community(tmp_path_factory):
     card = c.init_node(folder, operator="lab", url=f"http://127.0.0.1:{port}")
     rules = Rules("example.org/bound", (m.Member("lab", card.member),), draw_seconds=20)
     made = c.found(folder, [card], rules)
-    files.write_bytes(folder / c.COMMUNITY, made.canonical())
+    c.join(folder, made)
     node = Node(folder)
     server, stop = Server(create_app(node), ("127.0.0.1", port)), threading.Event()
     threads = [

@@ -11,9 +11,8 @@ import pytest
 from town import SCHEME, packed, stamped
 from world import Party, sha
 
-from earmark import files
 from earmark.cli.main import run
-from earmark.errors import NetworkError, OutputError
+from earmark.errors import FileError, NetworkError, OutputError, UsageError
 from earmark.hosts.arrays import ArrayHost
 from earmark.policy import Policy
 from earmark.protocol import community as c
@@ -36,7 +35,7 @@ PATIENCE = 120
 def alone(folder, *, url="http://127.0.0.1:9", **settings):
     card = c.init_node(folder, operator="lab", url=url)
     rules = Rules(DOMAIN, (m.Member("lab", card.member),), Policy.at("trace"), **settings)
-    files.write_bytes(folder / c.COMMUNITY, c.found(folder, [card], rules).canonical())
+    c.join(folder, c.found(folder, [card], rules))
     return Node(folder)
 
 
@@ -101,6 +100,36 @@ def hollow(node):
         tell(node, m.Claim, by=THIEF, step=False, opening=opening, suspect=suspect, **about)
 
     return claim
+
+
+def test_a_witness_begins_once_and_never_anew_under_its_key(tmp_path):
+    """Else whoever has the log's key gets it to cosign another history of the same size."""
+    folder = tmp_path / "n"
+    node = alone(folder)
+    tell(node, m.Commit, commitment=sha("a"), recovery=None)
+    made = node.community
+    node.close()
+    memory = (folder / c.WITNESS).rename(tmp_path / "memory")
+    with pytest.raises(FileError, match="memory of witness"):
+        Node(folder)
+    with pytest.raises(UsageError, match="has joined a community already"):
+        c.join(folder, made)
+    (folder / c.COMMUNITY).unlink()
+    with pytest.raises(FileError, match="memory of witness"):
+        c.join(folder, made)
+    memory.rename(folder / c.WITNESS)
+    c.join(folder, made)
+    node = Node(folder)
+    assert node.witness.size(DOMAIN) == 1
+    node.close()
+
+
+def test_only_a_communitys_nodes_join_it(tmp_path):
+    made = alone(tmp_path / "n").community
+    c.init_node(tmp_path / "other", operator="other", url="http://127.0.0.1:9")
+    with pytest.raises(UsageError, match="'other' is no node"):
+        c.join(tmp_path / "other", made)
+    assert not (tmp_path / "other" / c.WITNESS).exists()
 
 
 @pytest.mark.parametrize("pinned", [(), (code_digest(),)])

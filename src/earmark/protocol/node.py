@@ -46,7 +46,8 @@ class Node:
     """One member of a community.
 
     Args:
-        folder: Made by `earmark.protocol.community.init_node`, with the community's file in it.
+        folder: Made by `earmark.protocol.community.init_node`; it has joined a community
+            (`earmark.protocol.community.join`).
         limits: What one measurement may use.
         tasks: A folder with task files that this node's operator has read and trusts, for schemes
             that need a model's class; they are found by their digest.
@@ -71,9 +72,9 @@ class Node:
         self.mirror = Mirror(key, self.community.quorum)
         self.history = History((), self.rules)
         self.blobs = BlobStore(self.folder / "blobs")
-        self.ballots = self.folder / "ballots"
+        self.ballots = self.folder / community.BALLOTS
+        self.witness = Witness.open(self.folder / community.WITNESS, self._secrets.witness, [key])
         self.ballots.mkdir(exist_ok=True)
-        self.witness = self._open_witness(key)
         self.service = self._open_log()
         self.source = client.Client(self.community.url)
         self.lock = threading.RLock()
@@ -88,12 +89,6 @@ class Node:
         self._seals: dict[str, int] = {}
         self._next, self._sealed_at = 0, -1
         self._tree: list[bytes] = []
-
-    def _open_witness(self, key: VerifierKey) -> Witness:
-        path = self.folder / community.WITNESS
-        fresh = not path.exists() and not any(self.ballots.iterdir())
-        make = Witness.create if fresh else Witness.open
-        return make(path, self._secrets.witness, [key])
 
     def _open_log(self) -> LogService | None:
         if self.community.keeper != self.card.operator:
