@@ -133,6 +133,18 @@ def test_a_page_that_is_refused_leaves_nothing_behind(place):
     assert len(mirror.take(rows)) == 3
 
 
+def test_text_that_is_no_unicode_is_refused(place):
+    place.service.append(b'{"n":0}')
+    (row,) = place.service.page(0)
+    for bad in (
+        Row("\ud800", None),
+        Row("\ud800", row.checkpoint),
+        Row(row.record, "\ud800\n\n\n"),
+    ):
+        with pytest.raises(LedgerError, match="Unicode"):
+            place.mirror().take([bad])
+
+
 def test_a_log_that_shows_another_history_gets_no_quorum(place, tmp_path):
     place.service.append(b'{"n":0}')
     from earmark.ledger.keyfile import key_path, read_key

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from earmark.errors import NetworkError
+from earmark.errors import EarmarkError, NetworkError
 from earmark.ledger.witness import Request, WitnessError
 from earmark.protocol.client import Client, witness
 
@@ -55,6 +55,8 @@ def answered(body, status="200 OK", length=None):
         b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
         answered(b"{}"),
         answered(b"\xff"),
+        answered(b'{"rows": 5}'),
+        answered(b"9" * 5000),
     ],
 )
 def test_answers_that_are_none_are_network_errors(answer):
@@ -63,6 +65,13 @@ def test_answers_that_are_none_are_network_errors(answer):
             Client(url, timeout=3).page(0)
         with pytest.raises(NetworkError):
             witness(url, "byzantine")(ASKED)
+
+
+@pytest.mark.parametrize("row", [b"5", b"null", b'{"record": 5}', b'{"record": "\\ud800"}'])
+def test_rows_that_are_none_are_errors_of_ours(row):
+    body = b'{"rows": [' + row + b"]}"
+    with serving(answered(body)) as url, pytest.raises(EarmarkError):
+        Client(url, timeout=3).page(0)
 
 
 @pytest.mark.parametrize(

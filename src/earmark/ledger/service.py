@@ -281,7 +281,7 @@ class Mirror:
         waiting, fresh = [], []
         for offset, row in enumerate(rows):
             index = self.size + offset
-            record = row.record.encode()
+            record = _encoded(row)
             leaf = leaf_hash(record)
             peaks, _ = grow(peaks, index, leaf)
             waiting.append((index, record))
@@ -301,6 +301,13 @@ class Mirror:
         self.entries += fresh
         self._peaks = kept
         return fresh
+
+
+def _encoded(row: Row) -> bytes:
+    try:
+        return row.record.encode()
+    except UnicodeEncodeError as error:
+        raise LedgerError("The log shows a record that is not valid Unicode.") from error
 
 
 def _beacon(signed: SignedCheckpoint, index: int, record: bytes) -> str | None:
