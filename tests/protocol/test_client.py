@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
 
 from earmark.errors import EarmarkError, NetworkError
 from earmark.ledger.witness import Request, WitnessError
-from earmark.protocol.client import Client, witness
+from earmark.protocol.client import MAX_REFUSAL, Client, witness
 
 ASKED = Request(0, (), "a note")
 
@@ -82,3 +83,39 @@ def test_a_refusing_witness_may_say_any_size(told, size):
     with serving(answer) as url, pytest.raises(WitnessError) as caught:
         witness(url, "byzantine")(ASKED)
     assert (caught.value.status, caught.value.size) == (409, size)
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See", "307 Again", "308 There"])
+def test_a_redirect_leads_nowhere(status):
+    asked = []
+
+    def inside(one):
+        asked.append(one)
+        one.sendall(answered(b"{}"))
+
+    with serving(inside) as secret:
+        head = f"HTTP/1.1 {status}\r\nLocation: {secret}/admin\r\nContent-Length: 0\r\n\r\n"
+        with serving(head.encode()) as url:
+            with pytest.raises(NetworkError, match=f"answered {status[:3]}"):
+                Client(url, timeout=3).page(0)
+            with pytest.raises(WitnessError):
+                witness(url, "byzantine")(ASKED)
+    assert asked == []
+
+
+@pytest.mark.parametrize("status", ["200 OK", "500 Oh"])
+def test_a_slow_answer_ends(status):
+    def drip(one):
+        one.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 4000\r\n\r\n".encode())
+        for _ in range(4000):
+            one.sendall(b"x")
+            time.sleep(0.05)
+
+    with serving(drip) as url, pytest.raises(NetworkError, match="took too long"):
+        Client(url, timeout=0.1).page(0)
+
+
+def test_a_refusal_is_read_up_to_a_limit():
+    with serving(answered(b"x" * 100_000, "500 Oh")) as url:
+        status, body = Client(url, timeout=3).exchange("/")
+    assert (status, body) == (500, b"x" * MAX_REFUSAL)
