@@ -20,7 +20,7 @@ from earmark.protocol import messages as m
 from earmark.protocol.client import Client
 from earmark.protocol.disclosure import DisclosureFile
 from earmark.protocol.history import genesis_digest
-from earmark.protocol.node import Node, fairly
+from earmark.protocol.node import SEALS, Node, fairly
 from earmark.protocol.rules import Rules
 from earmark.protocol.verifier import code_digest
 from earmark.protocol.voting import own, questions
@@ -200,6 +200,24 @@ def test_a_vote_is_sent_again_if_the_log_did_not_answer(tmp_path, monkeypatch):
     claim = claimed(node, tmp_path)
     assert failed == [m.Draw, m.VoteCommit, m.VoteReveal]
     assert node.resolution().claim(claim).outcome is Outcome.SHOWN
+    node.close()
+
+
+def test_a_strangers_commitments_leave_an_owners_a_value(tmp_path):
+    node = alone(tmp_path / "n", draw_seconds=60)
+    for _ in range(2):
+        node.step()
+    assert node.history.draws.waiting("lab") == SEALS
+    size = node.mirror.size
+    node.step()
+    assert node.mirror.size == size, "enough are sealed"
+    for number in range(40):
+        tell(node, m.Commit, step=False, by=THIEF, commitment=sha(number), recovery=None)
+    entry = tell(node, m.Commit, step=False, commitment=sha("mine"), recovery=None)
+    for _ in range(3):
+        node.step()
+    assert node.history.draws.value(entry, node.history.time) is not None
+    assert node.history.draws.waiting("lab") >= SEALS
     node.close()
 
 

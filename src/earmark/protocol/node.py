@@ -38,8 +38,8 @@ from earmark.protocol.voting import Count, Question, own, questions, seed, split
 from earmark.records import Receipt
 
 _LOG = logging.getLogger("earmark.node")
-SEALS = 8
-"""Unused sealed values that a node keeps in the log."""
+SEALS = 256
+"""Unused sealed values that a node keeps in the log: anybody may commit, and uses up one."""
 
 
 class Node:
@@ -237,18 +237,24 @@ class Node:
             draws, size = self.history.draws, self.mirror.size
             while draws.known(self._seal(self._next)):
                 self._next += 1
-            few = draws.waiting(self.card.operator) < SEALS and size > self._sealed_at
+            few = SEALS - draws.waiting(self.card.operator) if size > self._sealed_at else 0
             due = draws.due(self.card.operator, self.history.time)
             overdue = draws.overdue(self.history.time, now)
-        if few or (overdue and self._due("overdue", f"{now // 2}")):  # any entry passes time on
-            seals = tuple(self._seal(self._next + more) for more in range(SEALS))
-            self._sealed_at = self.send(m.Seal, seals=seals)
+        if few > 0:
+            for first in range(0, few, m.MAX_SEALS):
+                self._send_seals(first, m.MAX_SEALS)
+        elif overdue and self._due("overdue", f"{now // 2}"):
+            self._send_seals(0, 1)  # any entry passes time on
             self._done("overdue", f"{now // 2}")
         for entry, seal in due.items():
             if seal in self._seals and self._due(entry, "draw"):
                 value = self._value(self._seals[seal])
                 self.send(m.Draw, entry=entry, sealer=self.public, value=value)
                 self._done(entry, "draw")
+
+    def _send_seals(self, first: int, count: int) -> None:
+        seals = tuple(self._seal(self._next + first + more) for more in range(count))
+        self._sealed_at = self.send(m.Seal, seals=seals)
 
     def _value(self, number: int) -> str:
         """Return the value that this node seals as its so-manieth; nobody else can compute it."""

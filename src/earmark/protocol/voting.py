@@ -194,7 +194,8 @@ def classify(
         policy: Evidence asked for.
         guard: Hits by which counts may be off between machines.
         keys: Live commitments of the claimant, times the ways to choose as many shards, times the
-            values that silence could pick, times the draws that came to nothing; charged.
+            values that silence could pick, times the draws that the claim and its commitment took;
+            charged.
         suspects: Suspects that this key was claimed on; charged.
     """
     if finding.trials == 0:
