@@ -81,7 +81,7 @@ def witnessed(folder: Path, n: int) -> None:
         log = VerifierKey.parse(ledger.vkey)
         made = [Witness.create(folder / f"{n}-{i}.w", key, [log]) for i, key in enumerate(keys)]
         quorum = Quorum.of([key.verifier for key in keys])
-        asks = {str(i): one.add for i, one in enumerate(made)}
+        asks = {str(one.verifier): one.add for one in made}
         service = LogService(ledger, folder / f"{n}.notes", quorum, asks)
         count = 100
         about = {"witnesses": n, "threshold": quorum.threshold, "durable": True}
@@ -149,7 +149,6 @@ def sandboxed(folder: Path) -> None:
 
 def voted(folder: Path, width: int) -> None:
     """Let one node verify claims from the first to the last step, beside counting alone."""
-    from earmark import files
     from earmark.policy import Policy
     from earmark.protocol import community
     from earmark.protocol.history import genesis_digest
@@ -160,7 +159,7 @@ def voted(folder: Path, width: int) -> None:
     members = (m.Member("lab", card.member),)
     rules = Rules("example.org/bench", members, Policy.at("trace"), draw_seconds=600)
     made = community.found(folder, [card], rules)
-    files.write_bytes(folder / community.COMMUNITY, made.canonical())
+    community.join(folder, made)
     node, owner = Node(folder), Party("owner")
 
     def tell(cls: type[m.Message], **body: object) -> None:

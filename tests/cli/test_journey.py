@@ -164,7 +164,7 @@ def silent_community(folder):
     card = community.init_node(folder, operator="lab", url="http://127.0.0.1:9")
     rules = Rules("example.org/silent", (Member("lab", card.member),), draw_seconds=60)
     made = community.found(folder, [card], rules)
-    files.write_bytes(folder / community.COMMUNITY, made.canonical())
+    community.join(folder, made)
     return folder / community.COMMUNITY
 
 

@@ -11,10 +11,10 @@ from earmark.errors import LedgerError, NetworkError, OutputError, SignatureErro
 from earmark.ledger import service
 from earmark.ledger.checkpoint import SignedCheckpoint
 from earmark.ledger.log import SqliteLedger
-from earmark.ledger.note import COSIGNATURE, SignerKey
+from earmark.ledger.note import COSIGNATURE, NoteSignature, SignerKey
 from earmark.ledger.port import beacon
 from earmark.ledger.service import BlobStore, LogService, Mirror, Row
-from earmark.ledger.witness import Quorum, Witness
+from earmark.ledger.witness import Quorum, Witness, WitnessError
 
 ORIGIN = "log.example/service"
 
@@ -40,8 +40,11 @@ class Place:
             self.ledger,
             folder / f"{name}.notes",
             self.quorum,
-            {str(i): self.ask(i) for i in range(4)},
+            self.asks(),
         )
+
+    def asks(self):
+        return {str(one.verifier): self.ask(i) for i, one in enumerate(self.witnesses)}
 
     def ask(self, i):
         def ask(request):
@@ -120,15 +123,35 @@ def test_changed_dropped_and_swapped_records_are_found(place):
         place.mirror().take([rows[1], rows[0]])
 
 
+def test_a_page_that_is_refused_leaves_nothing_behind(place):
+    for i in range(3):
+        place.service.append(b'{"n":%d}' % i)
+    rows = place.service.page(0)
+    mirror = place.mirror()
+    with pytest.raises(LedgerError, match="0 of 4"):  # the log's own signature only
+        mirror.take([*rows[:2], Row(rows[2].record, place.ledger.checkpoint_of(3))])
+    assert len(mirror.take(rows)) == 3
+
+
+def test_text_that_is_no_unicode_is_refused(place):
+    place.service.append(b'{"n":0}')
+    (row,) = place.service.page(0)
+    for bad in (
+        Row("\ud800", None),
+        Row("\ud800", row.checkpoint),
+        Row(row.record, "\ud800\n\n\n"),
+    ):
+        with pytest.raises(LedgerError, match="Unicode"):
+            place.mirror().take([bad])
+
+
 def test_a_log_that_shows_another_history_gets_no_quorum(place, tmp_path):
     place.service.append(b'{"n":0}')
     from earmark.ledger.keyfile import key_path, read_key
 
     signer = read_key(key_path(tmp_path / "a.sqlite"), place.key)
     with SqliteLedger.create(tmp_path / "fork.sqlite", ORIGIN, signer=signer) as fork:
-        service = LogService(
-            fork, tmp_path / "fork.notes", place.quorum, {str(i): place.ask(i) for i in range(4)}
-        )
+        service = LogService(fork, tmp_path / "fork.notes", place.quorum, place.asks())
         service.append(b'{"n":"other"}')
         assert service.cosigned(1) is None
         assert place.mirror().take(service.page(0)) == []
@@ -172,7 +195,8 @@ def test_one_witness_that_never_answers_does_not_hold_up_the_log(place, monkeypa
         let_go.wait(60)
         raise NetworkError("at last")
 
-    place.service._asks["3"] = silent
+    last = str(place.witnesses[3].verifier)
+    place.service._asks[last] = silent
     try:
         for n in range(6):  # more than there are threads
             place.service.append(b'{"n":%d}' % n)
@@ -181,6 +205,45 @@ def test_one_witness_that_never_answers_does_not_hold_up_the_log(place, monkeypa
         assert place.mirror().take(place.service.page(0))
     finally:
         let_go.set()
-    place.service._owing["3"].result(60)
+    place.service._owing[last].result(60)
     place.service.append(b'{"n":"again"}')
     assert len(asked) == 2
+
+
+def _raises(error):
+    def ask(request):
+        raise error
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _raises(ValueError("garbage")),
+        _raises(WitnessError("no", status=409)),
+        _raises(WitnessError("no", status=409, size=-1)),
+        _raises(WitnessError("no", status=409, size=1 << 60)),
+        lambda request: None,
+        lambda request: NoteSignature("w0/w", b"abcd", b"x" * 72),
+        lambda request: NoteSignature("w3/w", b"abcd", b"x" * 150_000),
+    ],
+)
+def test_whatever_one_witness_answers_the_others_are_enough(place, answer):
+    place.service._asks[str(place.witnesses[3].verifier)] = answer
+    for n in range(2):
+        place.service.append(b'{"n":%d}' % n)
+    assert len(place.mirror().take(place.service.page(0))) == 2
+
+
+@pytest.mark.parametrize("size", [72, 49_130])
+def test_lines_that_do_not_verify_under_the_key_that_was_asked_are_left_out(place, size):
+    """Two witnesses' names and ids with junk, each as large as a reader takes, broke the note."""
+    for one in place.witnesses[2:]:
+        line = NoteSignature(one.verifier.name, one.verifier.key_id, b"x" * size)
+        place.service._asks[str(one.verifier)] = lambda request, line=line: line
+    first = place.witnesses[0]
+    place.service._asks[str(place.witnesses[1].verifier)] = first.add  # another one's line
+    receipt = place.service.append(b'{"n":0}')
+    names = [item.name for item in SignedCheckpoint.parse(receipt.checkpoint).note.signatures]
+    assert names == [ORIGIN, "w0/w"]

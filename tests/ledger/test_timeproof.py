@@ -81,7 +81,7 @@ def service(tmp_path):
             for i, key in enumerate(keys)
         ]
         quorum = Quorum.of([key.verifier for key in keys])
-        asks = {str(i): one.add for i, one in enumerate(witnesses)}
+        asks = {str(one.verifier): one.add for one in witnesses}
         made = LogService(ledger, tmp_path / "notes", quorum, asks)
         yield made, log, quorum
         made.close()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from town import SCHEME, ports
+from village import Wire
 
-from earmark import codec, files
+from earmark import codec
 from earmark.cli.main import run
 from earmark.cli.report import write_claim
 from earmark.errors import DossierError, LedgerError, NetworkError
@@ -40,7 +42,7 @@ def community(tmp_path_factory):
     card = c.init_node(folder, operator="lab", url=f"http://127.0.0.1:{port}")
     rules = Rules("example.org/bound", (m.Member("lab", card.member),), draw_seconds=20)
     made = c.found(folder, [card], rules)
-    files.write_bytes(folder / c.COMMUNITY, made.canonical())
+    c.join(folder, made)
     node = Node(folder)
     server, stop = Server(create_app(node), ("127.0.0.1", port)), threading.Event()
     threads = [
@@ -230,3 +232,38 @@ def test_where_nothing_is_drawn_in_time_the_key_is_not_made(community, tmp_path)
     del party.beacon
     with pytest.raises(LedgerError, match="in the log already"):
         vault.commit(key, WORD, shared=lambda value: bind(party, value))
+
+
+def test_a_commitment_for_which_nothing_was_drawn_is_sent_again(tmp_path):
+    folder = tmp_path / "n"
+    card = c.init_node(folder, operator="lab", url="http://127.0.0.1:9")
+    made = c.found(folder, [card], Rules("n", (m.Member("lab", card.member),), draw_seconds=1))
+    c.join(folder, made)
+    node, stop, silent = Node(folder), threading.Event(), []
+    send = node.send
+
+    def reluctant(kind, **body):
+        """Show nothing for the first entry that something is drawn for."""
+        if kind is m.Draw and body["entry"] in (silent or [body["entry"]]):
+            silent.append(body["entry"])
+            return 0
+        return send(kind, **body)
+
+    node.send = reluctant
+    node.step()
+    vault = Vault.create(tmp_path / "v", name="Unlucky", passphrase=WORD)
+    party = Party(made, vault.identity(WORD))
+    party.client = Wire(node)
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(node.run, stop, seconds=0.05)
+        key = SCHEME.new_key(ArrayHost(weights()))
+        try:
+            bound, registration = vault.commit(key, WORD, shared=lambda value: bind(party, value))
+        finally:
+            stop.set()
+        working.result(60)
+    binding = vault.binding(registration)
+    assert len(silent) == 1
+    assert binding.entry != silent[0]
+    assert bound.beacon == binding.beacon == vault.beacon(registration)
+    node.close()

@@ -172,6 +172,60 @@ def test_a_commitment_without_a_value_is_no_ground_for_a_release():
     assert world.codes() == ["beacon"]
 
 
+def test_a_commitment_whose_draw_came_to_nothing_is_made_again_and_that_is_charged():
+    world = Drawing()
+    commitment = world.opening(OWNER).commitment()
+    first = world.committed(silent=(0, 1))
+    world.commit(OWNER)  # while it is being drawn it changes nothing
+    world.commit(OWNER, sender=THIEF)
+    assert world.history.committed(commitment, OWNER.public) == first
+    world.log(b"{}", wait=40)
+    world.commit(OWNER, sender=THIEF)
+    assert world.history.committed(commitment, OWNER.public) == first
+    world.commit(OWNER)
+    again = world.history.committed(commitment, OWNER.public)
+    assert again.index > first.index
+    assert world.history.beacon(again) is None
+    world.show(again.digest)
+    value = world.history.beacon(again)
+    assert value is not None
+    world.commit(OWNER)  # nor does it once there is a value
+    assert world.history.committed(commitment, OWNER.public) == again
+    world.truth |= {("owner", "M"), ("owner", "S")}
+    world.publish(OWNER, "M", value)
+    claim = world.claimed()
+    world.vote(claim)
+    assert world.codes() == []
+    assert world.result(claim).outcome is Outcome.SHOWN
+    assert world.history.claims[claim].tries == 2
+    failed = world.claimed(silent=(0, 1))
+    world.log(b"{}", wait=40)
+    assert world.result(failed).code is Code.NO_DRAW
+    last = world.claimed()
+    assert world.history.claims[last].tries == 2 * 2
+
+
+def test_a_commitment_that_is_made_again_dates_from_then():
+    world = Drawing()
+    world.committed(silent=(0, 1))
+    world.publish(THIEF, "S", None)
+    world.log(b"{}", wait=40)
+    world.commit(OWNER)
+    again = world.history.committed(world.opening(OWNER).commitment(), OWNER.public)
+    world.show(again.digest)
+    world.publish(OWNER, "M", world.history.beacon(again))
+    world.claim(OWNER, "S")
+    assert world.codes() == ["late-key"]
+
+
+def test_where_keys_are_not_bound_a_commitment_keeps_its_date():
+    world = Drawing(bound=False)
+    first = world.committed(silent=(0, 1))
+    world.log(b"{}", wait=40)
+    world.commit(OWNER)
+    assert world.history.committed(world.opening(OWNER).commitment(), OWNER.public) == first
+
+
 def test_a_value_must_be_sealed_before_the_entry_and_by_the_one_who_shows_it(world):
     claim = world.claim(OWNER, "S")
     voter, other = world.voters[0], world.voters[1]

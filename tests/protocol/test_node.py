@@ -11,9 +11,8 @@ import pytest
 from town import SCHEME, packed, stamped
 from world import Party, sha
 
-from earmark import files
 from earmark.cli.main import run
-from earmark.errors import NetworkError, OutputError
+from earmark.errors import FileError, NetworkError, OutputError, UsageError
 from earmark.hosts.arrays import ArrayHost
 from earmark.policy import Policy
 from earmark.protocol import community as c
@@ -21,7 +20,7 @@ from earmark.protocol import messages as m
 from earmark.protocol.client import Client
 from earmark.protocol.disclosure import DisclosureFile
 from earmark.protocol.history import genesis_digest
-from earmark.protocol.node import Node, fairly
+from earmark.protocol.node import SEALS, Node, fairly
 from earmark.protocol.rules import Rules
 from earmark.protocol.verifier import code_digest
 from earmark.protocol.voting import own, questions
@@ -36,7 +35,7 @@ PATIENCE = 120
 def alone(folder, *, url="http://127.0.0.1:9", **settings):
     card = c.init_node(folder, operator="lab", url=url)
     rules = Rules(DOMAIN, (m.Member("lab", card.member),), Policy.at("trace"), **settings)
-    files.write_bytes(folder / c.COMMUNITY, c.found(folder, [card], rules).canonical())
+    c.join(folder, c.found(folder, [card], rules))
     return Node(folder)
 
 
@@ -103,6 +102,36 @@ def hollow(node):
     return claim
 
 
+def test_a_witness_begins_once_and_never_anew_under_its_key(tmp_path):
+    """Else whoever has the log's key gets it to cosign another history of the same size."""
+    folder = tmp_path / "n"
+    node = alone(folder)
+    tell(node, m.Commit, commitment=sha("a"), recovery=None)
+    made = node.community
+    node.close()
+    memory = (folder / c.WITNESS).rename(tmp_path / "memory")
+    with pytest.raises(FileError, match="memory of witness"):
+        Node(folder)
+    with pytest.raises(UsageError, match="has joined a community already"):
+        c.join(folder, made)
+    (folder / c.COMMUNITY).unlink()
+    with pytest.raises(FileError, match="memory of witness"):
+        c.join(folder, made)
+    memory.rename(folder / c.WITNESS)
+    c.join(folder, made)
+    node = Node(folder)
+    assert node.witness.size(DOMAIN) == 1
+    node.close()
+
+
+def test_only_a_communitys_nodes_join_it(tmp_path):
+    made = alone(tmp_path / "n").community
+    c.init_node(tmp_path / "other", operator="other", url="http://127.0.0.1:9")
+    with pytest.raises(UsageError, match="'other' is no node"):
+        c.join(tmp_path / "other", made)
+    assert not (tmp_path / "other" / c.WITNESS).exists()
+
+
 @pytest.mark.parametrize("pinned", [(), (code_digest(),)])
 def test_it_draws_measures_votes_and_decides(tmp_path, pinned):
     node = alone(tmp_path / "n", draw_seconds=60, verifiers=pinned)
@@ -123,6 +152,27 @@ def test_another_verifier_than_the_pinned_one_does_not_vote(tmp_path):
     claim = claimed(node, tmp_path)
     assert "not the pinned one" in node.trouble
     assert node.history.claims[claim].commits == []
+    node.close()
+
+
+def test_an_entry_that_could_not_be_read_is_read_at_the_next_round(tmp_path, monkeypatch):
+    node = alone(tmp_path / "n")
+    for number in range(3):
+        about = {"commitment": sha(number), "recovery": None}
+        tell(node, m.Commit, step=False, **about)
+
+    def broken(entry):
+        raise NetworkError("Not now.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.history, "read", broken)
+        with pytest.raises(NetworkError):
+            node.sync()
+    node.sync()
+    assert node.mirror.size == node.history.size == 3
+    service, node.service = node.service, None
+    assert node.prove(1, 3) == service.ledger.prove(1, 3)
+    node.service = service
     node.close()
 
 
@@ -150,6 +200,24 @@ def test_a_vote_is_sent_again_if_the_log_did_not_answer(tmp_path, monkeypatch):
     claim = claimed(node, tmp_path)
     assert failed == [m.Draw, m.VoteCommit, m.VoteReveal]
     assert node.resolution().claim(claim).outcome is Outcome.SHOWN
+    node.close()
+
+
+def test_a_strangers_commitments_leave_an_owners_a_value(tmp_path):
+    node = alone(tmp_path / "n", draw_seconds=60)
+    for _ in range(2):
+        node.step()
+    assert node.history.draws.waiting("lab") == SEALS
+    size = node.mirror.size
+    node.step()
+    assert node.mirror.size == size, "enough are sealed"
+    for number in range(40):
+        tell(node, m.Commit, step=False, by=THIEF, commitment=sha(number), recovery=None)
+    entry = tell(node, m.Commit, step=False, commitment=sha("mine"), recovery=None)
+    for _ in range(3):
+        node.step()
+    assert node.history.draws.value(entry, node.history.time) is not None
+    assert node.history.draws.waiting("lab") >= SEALS
     node.close()
 
 

@@ -87,7 +87,7 @@ class Service:
             for i, key in enumerate(keys)
         ]
         quorum = Quorum.of([key.verifier for key in keys])
-        asks = {str(i): one.add for i, one in enumerate(self.witnesses)}
+        asks = {str(one.verifier): one.add for one in self.witnesses}
         self.service = LogService(ledger, notes, quorum, asks)
         self.mirror = Mirror(log, quorum)
 
@@ -199,7 +199,7 @@ def test_a_node_keeps_its_log_on_postgresql(tmp_path, postgres):
     card = c.init_node(folder, operator="lab", url="http://127.0.0.1:1")
     rules = Rules(world.DOMAIN, (m.Member(card.operator, card.member),), draw_seconds=0)
     made = c.found(folder, [card], rules, database=where)
-    (folder / c.COMMUNITY).write_bytes(made.canonical())
+    c.join(folder, made)
     assert not (folder / c.LOG).exists()
     assert (folder / c.DATABASE).stat().st_mode & 0o077 == 0
     for number in range(2):  # opened, and opened again

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from world import Party
 
-from earmark import files
 from earmark.errors import NetworkError
 from earmark.hosts.arrays import ArrayHost
 from earmark.hosts.files import write_tensors
@@ -189,7 +188,7 @@ class Town:
         rules = Rules("example.org/town", members, Policy.at("trace"), **settings)
         self.community = c.found(self.folder / "n0", cards, rules)
         for i in range(count):
-            files.write_bytes(self.folder / f"n{i}" / c.COMMUNITY, self.community.canonical())
+            c.join(self.folder / f"n{i}", self.community)
         self.client = Client(self.community.url)
         self.mirror = Mirror(VerifierKey.parse(self.community.log), self.community.quorum)
         self.history = History((), rules)

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from earmark import codec, files
+from earmark import codec
 from earmark.keys.secret import Key
 from earmark.protocol import community as c
 from earmark.protocol import messages as m
@@ -126,7 +126,7 @@ class Village:
         made = c.found(Path(folder) / "n0", cards, rules)
         self.nodes = []
         for i in range(len(NAMES)):
-            files.write_bytes(Path(folder) / f"n{i}" / c.COMMUNITY, made.canonical())
+            c.join(Path(folder) / f"n{i}", made)
             self.nodes.append(Villager(Path(folder) / f"n{i}"))
         keeper = self.nodes[0]
         keeper.service._asks = {

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from earmark import files
 from earmark.protocol import community as c
 from earmark.protocol import messages as m
 from earmark.protocol.client import Client
@@ -36,7 +35,7 @@ def node(tmp_path_factory):
         port = one.getsockname()[1]
     card = c.init_node(folder, operator="lab", url=f"http://127.0.0.1:{port}")
     made = c.found(folder, [card], Rules(DOMAIN, (m.Member("lab", card.member),)))
-    files.write_bytes(folder / c.COMMUNITY, made.canonical())
+    c.join(folder, made)
     node = Node(folder)
     server = Server(create_app(node), ("127.0.0.1", port))
     thread = threading.Thread(target=server.run)

@@ -14,7 +14,7 @@ from earmark import files
 from earmark.cli import options
 from earmark.cli.output import emit, line
 from earmark.codec import Json
-from earmark.errors import ExtraError, UsageError
+from earmark.errors import ExtraError
 from earmark.policy import LEVELS, Policy
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
@@ -127,14 +127,11 @@ def found(
 @click.argument("path", type=click.Path(path_type=Path))
 @options.json_option
 def join(*, folder: Path, path: Path, as_json: bool) -> int:
-    """Put a community's file into a node's folder."""
+    """Put a community's file into a node's folder, and begin its witness's memory."""
     from earmark.protocol import community
 
     made = community.Community.load(path)
-    card = community.Card.load(folder / community.CARD)
-    if card not in made.nodes:
-        raise UsageError(f"'{card.operator}' is no node of this community.")
-    files.write_bytes(folder / community.COMMUNITY, made.canonical())
+    community.join(folder, made)
     lines = [line("digest", f"{made.digest()}   compare it with the others")]
     return emit("node join", lines, {"digest": made.digest()}, as_json=as_json)
 

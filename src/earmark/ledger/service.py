@@ -12,6 +12,7 @@ The transport is left to the caller: witnesses are functions, pages of the log a
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sqlite3
 import threading
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from earmark.errors import EarmarkError, LedgerError, OutputError
-from earmark.ledger.checkpoint import SignedCheckpoint
+from earmark.ledger.checkpoint import SignedCheckpoint, cosigned_at
 from earmark.ledger.merkle import fold, grow, leaf_hash
 from earmark.ledger.note import NoteSignature, VerifierKey
 from earmark.ledger.port import beacon
@@ -32,10 +33,12 @@ from earmark.ledger.treelog import TreeLog
 from earmark.ledger.witness import Quorum, Request, WitnessError, attach
 from earmark.records import Receipt, Record
 
+_LOG = logging.getLogger("earmark.ledger")
 _PATIENCE, _GRACE = 15.0, 1.0  # seconds for a quorum, and for the others after it
 
 Ask = Callable[[Request], NoteSignature]
-"""Asks one witness; raises `WitnessError` if it refuses, `EarmarkError` if it does not answer."""
+"""Asks one witness; raises `WitnessError` if it refuses. What it returns or raises else is no
+cosignature, and holds up nobody, unless it verifies under that witness's key."""
 
 MAX_PAGE = 256
 MAX_RECORD_BYTES = 32768
@@ -114,7 +117,10 @@ class LogService:
         notes: Where cosigned checkpoints are kept, or a file for them beside the ledger; made if
             it is missing.
         quorum: Witnesses and how many of them must cosign.
-        witnesses: Name of a witness to a function that asks it.
+        witnesses: Public key of a witness, ``NAME+ID+BASE64``, to a function that asks it.
+
+    Raises:
+        SignatureError: One of the public keys is none.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class LogService:
     ) -> None:
         self.ledger, self.quorum = ledger, quorum
         self._asks = dict(witnesses)
+        self._keys = {name: VerifierKey.parse(name) for name in witnesses}
         self._known: dict[str, int] = {}
         self._owing: dict[str, Future[NoteSignature | None]] = {}
         self._lock = threading.Lock()
@@ -180,17 +187,22 @@ class LogService:
         return made
 
     def _one(self, name: str, signed: SignedCheckpoint) -> NoteSignature | None:
-        """Ask one witness; tell it what it missed if it is behind."""
+        """Ask one witness, and again if it is behind; null for what does not verify as its own."""
         for _ in range(2):
             old = min(self._known.get(name, 0), signed.size)
             request = Request(old, self.ledger.prove_consistency(old, signed.size), str(signed))
             try:
                 line = self._asks[name](request)
+                cosigned_at(attach(signed, [line]), self._keys[name])
             except WitnessError as error:
-                if error.status != 409 or error.size is None or error.size > signed.size:
+                size = error.size if error.status == 409 else None
+                if size is None or not 0 <= size <= signed.size:
                     return None
-                self._known[name] = error.size
+                self._known[name] = size
             except EarmarkError:
+                return None
+            except Exception:  # noqa: BLE001 - whatever a stranger sent is one witness less
+                _LOG.warning("Witness '%s' gave no answer.", self._keys[name].name, exc_info=True)
                 return None
             else:
                 self._known[name] = signed.size
@@ -265,10 +277,11 @@ class Mirror:
             LedgerError: A record or checkpoint does not continue what was accepted before.
             SignatureError: A checkpoint is not signed by the log.
         """
-        peaks, waiting, fresh = self._peaks, [], []
+        kept = peaks = self._peaks
+        waiting, fresh = [], []
         for offset, row in enumerate(rows):
             index = self.size + offset
-            record = row.record.encode()
+            record = _encoded(row)
             leaf = leaf_hash(record)
             peaks, _ = grow(peaks, index, leaf)
             waiting.append((index, record))
@@ -284,9 +297,17 @@ class Mirror:
             for number, data in waiting:
                 drawn = _beacon(signed, number, data) if number == index else None
                 fresh.append(Seen(number, data, when, drawn, signed))
-            waiting, self._peaks = [], peaks
+            waiting, kept = [], peaks
         self.entries += fresh
+        self._peaks = kept
         return fresh
+
+
+def _encoded(row: Row) -> bytes:
+    try:
+        return row.record.encode()
+    except UnicodeEncodeError as error:
+        raise LedgerError("The log shows a record that is not valid Unicode.") from error
 
 
 def _beacon(signed: SignedCheckpoint, index: int, record: bytes) -> str | None:

@@ -183,7 +183,8 @@ class Witness:
         if not path.is_file():
             raise FileError(
                 f"The memory of witness '{path}' is missing.",
-                hint="Restore it, or retire the key: a witness without memory can be led astray.",
+                hint="Restore it from a backup; if there is none, retire the key and make another: "
+                "a witness without memory can be led astray.",
             )
         try:
             db = _connect(path)

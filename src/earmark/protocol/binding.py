@@ -20,6 +20,8 @@ from earmark.protocol.history import History, Logged, entry_of
 from earmark.protocol.party import Party
 from earmark.records import Record
 
+ATTEMPTS = 3
+"""Times that a commitment is sent while what is drawn for it comes to nothing; all are charged."""
 _LOST = "This key is lost; if the log has its commitment, claims are charged for it as for any key."
 
 
@@ -89,11 +91,14 @@ def bind(party: Party, commitment: str, *, patience: float | None = None) -> Bin
         raise LedgerError("This commitment is in the log already; make a new key.")
     wait = party.rules.draw_seconds + 60.0 if patience is None else patience
     try:
-        entry = party.send(m.Commit, commitment=commitment, recovery=None)
-        value = party.beacon(commitment, patience=wait)
+        for _ in range(ATTEMPTS):
+            entry = party.send(m.Commit, commitment=commitment, recovery=None)
+            value = party.beacon(commitment, patience=wait)
+            if value is not None:
+                return Binding(party.community, tuple(party.rows()), entry, value)
+            if not party.failed(entry):
+                break
     except NetworkError as error:
         raise NetworkError(error.what, hint=_LOST) from error
-    if value is None:
-        text = f"Nothing was drawn for the commitment within {wait:.0f} seconds."
-        raise NetworkError(text, hint=_LOST)
-    return Binding(party.community, tuple(party.rows()), entry, value)
+    text = f"Nothing was drawn for the commitment within {wait:.0f} seconds."
+    raise NetworkError(text, hint=_LOST)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,20 @@ from earmark.ledger.witness import Request, WitnessError
 from earmark.records import Receipt
 
 MAX_ANSWER = 1 << 25
+MAX_REFUSAL = 1 << 12
+"""Bytes that are read of a refusal; the rest is left."""
+
+
+class _AsItComes(urllib.request.HTTPErrorProcessor):
+    """Hands out every answer: a stranger's redirect would lead into the asker's own network."""
+
+    def http_response(
+        self, request: urllib.request.Request, response: http.client.HTTPResponse
+    ) -> http.client.HTTPResponse:
+        del request
+        return response
+
+    https_response = http_response
 
 
 class Client:
@@ -47,22 +60,22 @@ class Client:
     def exchange(
         self, path: str, data: bytes | None = None, *, limit: int = MAX_ANSWER
     ) -> tuple[int, bytes]:
-        """Get or post, and return status and body."""
+        """Get or post, and return status and body; redirects are not followed.
+
+        Raises:
+            NetworkError: No answer, or one that is too large or too slow.
+        """
         request = urllib.request.Request(self.url + path, data=data)  # noqa: S310 - http(s) by Card
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _AsItComes)
         try:
-            try:
-                answer = opener.open(request, timeout=self.timeout)
-            except urllib.error.HTTPError as error:
-                with error:
-                    return error.code, error.read(4096)
-            with answer:
-                body = self._read(answer, limit + 1)
-        except (OSError, ValueError) as error:
+            with opener.open(request, timeout=self.timeout) as answer:
+                status = answer.status
+                body = self._read(answer, limit + 1 if status == 200 else MAX_REFUSAL)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise NetworkError(f"'{self.url}' does not answer: {error}.") from error
         if len(body) > limit:
             raise NetworkError(f"'{self.url}{path}' answered with more than {limit:,} bytes.")
-        return 200, body
+        return status, body
 
     def _read(self, answer: http.client.HTTPResponse, most: int) -> bytes:
         """Read an answer within ten times the timeout, which begins anew with each byte."""
@@ -122,7 +135,9 @@ def witness(url: str, name: str) -> Callable[[Request], NoteSignature]:
         status, body = client.exchange("/add-checkpoint", request.encode(), limit=1 << 16)
         text = body.decode("utf-8", "replace")
         if status != 200:
-            size = int(text) if status == 409 and text.strip().isdigit() else None
+            told = text.strip()
+            known = status == 409 and told.isascii() and told.isdigit() and len(told) < 20
+            size = int(told) if known else None
             raise WitnessError(f"'{name}' refuses: {status}.", status=status, size=size)
         try:
             (item,) = Note.parse("cosignature\n\n" + text).signatures

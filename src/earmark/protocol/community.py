@@ -16,13 +16,14 @@ from earmark.ledger.engines import create_log, open_log, open_notes
 from earmark.ledger.note import COSIGNATURE, SignerKey, VerifierKey
 from earmark.ledger.service import Notes
 from earmark.ledger.treelog import TreeLog
-from earmark.ledger.witness import Quorum
+from earmark.ledger.witness import Quorum, Witness
 from earmark.protocol.messages import Member
 from earmark.protocol.rules import Rules
 from earmark.records import Record
 
 CARD, COMMUNITY = "card.json", "community.json"
 LOG, LOG_NOTES, WITNESS = "log.sqlite", "log-cosigned.sqlite", "witness.sqlite"
+BALLOTS = "ballots"
 DATABASE, LOG_KEY = "database", "log.key"
 _VOTE_KEY, _WITNESS_KEY = "vote.key", "witness.key"
 
@@ -185,6 +186,29 @@ def found(
         if database is not None:  # it may hold a password
             files.write_bytes(folder / DATABASE, database.encode(), mode=0o600)
         return Community(rules, ledger.vkey, mine.operator, tuple(cards))
+
+
+def join(folder: str | Path, made: Community) -> None:
+    """Put a community's file into a node's folder, and begin its witness's memory, once.
+
+    Raises:
+        UsageError: The node is not one of the community's, or has joined one before.
+        FileError: The node has served before, and its witness's memory is missing.
+        OutputError: The folder cannot be written.
+    """
+    folder = Path(folder)
+    card = Card.load(folder / CARD)
+    if card not in made.nodes:
+        raise UsageError(f"'{card.operator}' is no node of this community.")
+    if (folder / COMMUNITY).exists():
+        raise UsageError(
+            f"The node in '{folder}' has joined a community already.",
+            hint="Make another node for another community.",
+        )
+    begun = (folder / WITNESS).exists() or (folder / BALLOTS).exists()
+    make = Witness.open if begun else Witness.create
+    make(folder / WITNESS, Secrets.load(folder).witness, [VerifierKey.parse(made.log)]).close()
+    files.write_bytes(folder / COMMUNITY, made.canonical())
 
 
 def open_log_of(folder: Path, vkey: str) -> tuple[TreeLog, Notes]:

@@ -85,6 +85,7 @@ class _RefusedError(Exception):
 class ClaimFile:
     """One accepted claim with what belongs to it, by the order of the log.
 
+    `tries` are the draws that it and its commitment took, those that came to nothing among them.
     `rivals` are the claims that it is compared with (see `earmark.protocol.voting.standing`);
     `shown` is kept for later ones once it has closed.
     """
@@ -143,6 +144,7 @@ class History:
         self.refusals: list[Refusal] = []
         self.claims: dict[str, ClaimFile] = {}
         self.commits: dict[str, list[Logged]] = {}
+        self._attempts: dict[tuple[str, str], list[Logged]] = {}
         self.publishes: list[Logged] = []
         self.members = rules.members
         self.roster = m.roster_digest(rules.members)
@@ -165,16 +167,17 @@ class History:
         return self._root.get(key, key)
 
     def committed(self, commitment: str, owner: str) -> Logged | None:
-        """Return the first entry with a commitment that its owner sent, or null; no copy.
+        """Return the entry from which an owner's commitment counts, or null; no copy.
+
+        It is the first one that its owner sent or, if keys are bound and what was drawn for that
+        one came to nothing, the first that he sent afterwards.
 
         Args:
             commitment: The commitment.
             owner: A key of the owner's line.
         """
-        for item in self.commits.get(commitment, ()):
-            if self.root(item.message.sender) == self.root(owner):
-                return item
-        return None
+        attempts = self._attempts.get((commitment, self.root(owner)))
+        return attempts[-1] if attempts else None
 
     def read(self, entry: Entry) -> None:
         """Take in the next entry of the log.
@@ -193,7 +196,10 @@ class History:
                 raise _RefusedError(Code.MALFORMED, error.what) from error
             self._general(message, entry)
             logged = Logged(entry, envelope.digest(), message)
-            self._accept(logged)
+            try:
+                self._accept(logged)
+            except EarmarkError as error:  # nobody's entry keeps those after it from being read
+                raise _RefusedError(Code.MALFORMED, error.what) from error
             self._senders.add(message.sender)
         except _RefusedError as refused:
             self.refusals.append(Refusal(entry.index, refused.code, refused.detail))
@@ -214,12 +220,14 @@ class History:
     def _accept(self, logged: Logged) -> None:
         message = logged.message
         if isinstance(message, m.Commit):
-            fresh = self.committed(message.commitment, message.sender) is None
+            owner = self.root(message.sender)
+            before = self.committed(message.commitment, owner)
             self.commits.setdefault(message.commitment, []).append(logged)
-            if fresh:
+            spoilt = before is not None and self.draws.failed(before.digest, self.time)
+            if before is None or (spoilt and self.rules.bound):
+                self._attempts.setdefault((message.commitment, owner), []).append(logged)
                 self._begin(logged, reserve=RESERVE)
             if message.recovery is not None:
-                owner = self.root(message.sender)
                 self._recovery.setdefault(owner, set()).add(message.recovery)
         elif isinstance(message, m.Publish):
             self.publishes.append(logged)
@@ -309,7 +317,7 @@ class History:
             keys=max(1, len(keys)),
             suspects=len(suspects),
             choices=choices(len(set(self.operators().values()))) if self.rules.draw_seconds else 1,
-            tries=1 + len(failed),
+            tries=(1 + len(failed)) * len(self._attempts[commitment, owner]),
             rivals=standing(self, owner, claim.suspect),
         )
         self._begin(logged)

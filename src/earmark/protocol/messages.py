@@ -38,6 +38,8 @@ from earmark.records import Opening, Outcome, Record
 
 _DIGITS = frozenset("0123456789abcdef")
 _MAX_TEXT = 2000
+MAX_SEALS = 64
+"""Values that one message seals at most."""
 
 
 def fresh_nonce() -> str:
@@ -352,7 +354,7 @@ class Seal(Message):
     """An operator seals values for later draws; see `earmark.protocol.draws`.
 
     Args:
-        seals: `sealed` of one value each, at most 64.
+        seals: `sealed` of one value each, at most `MAX_SEALS`.
     """
 
     SCHEMA: ClassVar[str] = "earmark/message-seal/1"
@@ -361,8 +363,10 @@ class Seal(Message):
 
     def __post_init__(self) -> None:
         super(Seal, self).__post_init__()
-        if not 0 < len(self.seals) <= 64:
-            raise RecordError(f"A message seals {len(self.seals)} values; 1 to 64 are taken.")
+        if not 0 < len(self.seals) <= MAX_SEALS:
+            raise RecordError(
+                f"A message seals {len(self.seals)} values; 1 to {MAX_SEALS} are taken."
+            )
         for item in self.seals:
             _digest(item, "Seal.seals")
 

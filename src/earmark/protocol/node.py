@@ -38,15 +38,16 @@ from earmark.protocol.voting import Count, Question, own, questions, seed, split
 from earmark.records import Receipt
 
 _LOG = logging.getLogger("earmark.node")
-SEALS = 8
-"""Unused sealed values that a node keeps in the log."""
+SEALS = 256
+"""Unused sealed values that a node keeps in the log: anybody may commit, and uses up one."""
 
 
 class Node:
     """One member of a community.
 
     Args:
-        folder: Made by `earmark.protocol.community.init_node`, with the community's file in it.
+        folder: Made by `earmark.protocol.community.init_node`; it has joined a community
+            (`earmark.protocol.community.join`).
         limits: What one measurement may use.
         tasks: A folder with task files that this node's operator has read and trusts, for schemes
             that need a model's class; they are found by their digest.
@@ -71,9 +72,9 @@ class Node:
         self.mirror = Mirror(key, self.community.quorum)
         self.history = History((), self.rules)
         self.blobs = BlobStore(self.folder / "blobs")
-        self.ballots = self.folder / "ballots"
+        self.ballots = self.folder / community.BALLOTS
+        self.witness = Witness.open(self.folder / community.WITNESS, self._secrets.witness, [key])
         self.ballots.mkdir(exist_ok=True)
-        self.witness = self._open_witness(key)
         self.service = self._open_log()
         self.source = client.Client(self.community.url)
         self.lock = threading.RLock()
@@ -88,12 +89,6 @@ class Node:
         self._seals: dict[str, int] = {}
         self._next, self._sealed_at = 0, -1
         self._tree: list[bytes] = []
-
-    def _open_witness(self, key: VerifierKey) -> Witness:
-        path = self.folder / community.WITNESS
-        fresh = not path.exists() and not any(self.ballots.iterdir())
-        make = Witness.create if fresh else Witness.open
-        return make(path, self._secrets.witness, [key])
 
     def _open_log(self) -> LogService | None:
         if self.community.keeper != self.card.operator:
@@ -155,8 +150,9 @@ class Node:
             with self.lock:
                 fresh = self.mirror.take(rows)
                 for seen in fresh:
-                    self.history.read(entry_of(seen))
                     self._grow(seen)
+                for seen in self.mirror.entries[self.history.size :]:
+                    self.history.read(entry_of(seen))
             if not fresh:
                 return
 
@@ -241,18 +237,24 @@ class Node:
             draws, size = self.history.draws, self.mirror.size
             while draws.known(self._seal(self._next)):
                 self._next += 1
-            few = draws.waiting(self.card.operator) < SEALS and size > self._sealed_at
+            few = SEALS - draws.waiting(self.card.operator) if size > self._sealed_at else 0
             due = draws.due(self.card.operator, self.history.time)
             overdue = draws.overdue(self.history.time, now)
-        if few or (overdue and self._due("overdue", f"{now // 2}")):  # any entry passes time on
-            seals = tuple(self._seal(self._next + more) for more in range(SEALS))
-            self._sealed_at = self.send(m.Seal, seals=seals)
+        if few > 0:
+            for first in range(0, few, m.MAX_SEALS):
+                self._send_seals(first, m.MAX_SEALS)
+        elif overdue and self._due("overdue", f"{now // 2}"):
+            self._send_seals(0, 1)  # any entry passes time on
             self._done("overdue", f"{now // 2}")
         for entry, seal in due.items():
             if seal in self._seals and self._due(entry, "draw"):
                 value = self._value(self._seals[seal])
                 self.send(m.Draw, entry=entry, sealer=self.public, value=value)
                 self._done(entry, "draw")
+
+    def _send_seals(self, first: int, count: int) -> None:
+        seals = tuple(self._seal(self._next + first + more) for more in range(count))
+        self._sealed_at = self.send(m.Seal, seals=seals)
 
     def _value(self, number: int) -> str:
         """Return the value that this node seals as its so-manieth; nobody else can compute it."""

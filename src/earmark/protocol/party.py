@@ -106,9 +106,9 @@ class Party:
         raise UsageError(f"The log holds no record {digest[:16]} yet.")
 
     def committed(self, commitment: str) -> Logged | None:
-        """Return the first entry with a commitment that this party sent, or null.
+        """Return the entry from which a commitment of this party's counts, or null.
 
-        Without a key it is the first that anybody sent.
+        Without a key it is the first entry with it that anybody sent.
         """
         self.sync()
         if self._key is not None:
@@ -120,7 +120,7 @@ class Party:
 
         Args:
             commitment: The commitment.
-            patience: Seconds to wait for it.
+            patience: Seconds to wait for it, unless the draw comes to nothing before.
 
         Raises:
             LedgerError, SignatureError: See `sync`.
@@ -131,12 +131,17 @@ class Party:
             try:
                 found = self.committed(commitment)
                 drawn = None if found is None else self.history.beacon(found)
-                if drawn is not None or time.monotonic() >= until:
+                failed = found is not None and self.failed(found.digest)
+                if drawn is not None or failed or time.monotonic() >= until:
                     return drawn
             except NetworkError:
                 if time.monotonic() >= until:
                     raise
             time.sleep(0.2)
+
+    def failed(self, entry: str) -> bool:
+        """Tell whether what was to be drawn for a commit or a claim came to nothing."""
+        return self.history.draws.failed(entry, self.history.time)
 
     def rows(self) -> list[Row]:
         """Return the entries that were accepted, as anybody can check them again."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import comb
+from math import comb, log2
 from typing import TYPE_CHECKING, ClassVar
 
 from earmark import codec
@@ -186,24 +186,30 @@ def classify(
 ) -> Outcome:
     """Judge a voter's count; inconclusive where a few hits more or less would change the outcome.
 
+    The charge is asked for on top of the policy's bits: a record holds no number as large as the
+    ways to choose half of 64 shards.
+
     Args:
         finding: The count.
         policy: Evidence asked for.
         guard: Hits by which counts may be off between machines.
         keys: Live commitments of the claimant, times the ways to choose as many shards, times the
-            values that silence could pick, times the draws that came to nothing; charged.
+            values that silence could pick, times the draws that the claim and its commitment took;
+            charged.
         suspects: Suspects that this key was claimed on; charged.
     """
     if finding.trials == 0:
         return Outcome.INCONCLUSIVE
-    tried = Tried(keys, suspects, finding.forms)
+    charged = log2(max(keys, policy.tried_keys) * suspects)
+    asked = replace(policy, bits=policy.bits + charged, tried_keys=1)
+    tried = Tried(forms=finding.forms)
     ends = {max(0, finding.hits - guard), min(finding.trials, finding.hits + guard)}
     found = {
         judge(
             Evidence.of(
                 "vote", hits=hits, trials=finding.trials, chance=finding.chance, tried=tried
             ),
-            policy,
+            asked,
         ).outcome
         for hits in ends
     }
