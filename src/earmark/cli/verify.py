@@ -89,7 +89,7 @@ def command(
     Schemes that read activations need --task, for the model's class. A service is asked for labels
     only, within --budget, as the file --adapter says; every answer goes into a transcript, an
     interrupted run goes on from it, and asking stops once the evidence suffices. Exit codes: 0 mark
-    shown, 1 not shown, 3 inconclusive, 4 ledger or key was changed, 5 could not run.
+    shown, 1 not shown, 2 usage, 3 inconclusive, 4 ledger or key was changed, 5 could not run.
 
     Deep Water and DeepSigns, white-box, read neurons in their order. Where a thief may have changed
     it, give --task: suspects are aligned to the weights before their mark, which protect keeps in
@@ -212,7 +212,7 @@ def fitting(
 
     Raises:
         KeyLayoutError: The key does not even fit the task's own fresh model.
-        CarrierError, HostError: The suspect does not fit the key.
+        HostError: The suspect does not fit the key, whatever its scheme calls that.
     """
     try:
         yield
@@ -227,7 +227,7 @@ def fitting(
                 hint=f"Pass the --task of the key's network, or the --key of this one; {see}",
             ) from error
         task = "" if task_path is None else f", which fits the model() of '{task_path}'"
-        raise type(error)(
+        raise HostError(
             f"{what} '{suspect}' does not fit key {registration.title}{task}. {error.what}",
             expected=error.expected,
             hint=f"{error.hint} If it is of another network of yours, pass the --key of that; "
