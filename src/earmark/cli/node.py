@@ -53,7 +53,13 @@ def init(*, folder: Path, operator: str, url: str, as_json: bool) -> int:
 @_FOLDER
 @click.argument("cards", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--domain", required=True, help="Name of the community and its log.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("community.json"))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("community.json"),
+    show_default=True,
+    help="Where the community's file is written; every node needs it.",
+)
 @click.option(
     "--level", type=click.Choice([name for name, _ in LEVELS]), default="claim", show_default=True
 )
@@ -97,6 +103,7 @@ def found(
     from earmark.protocol.rules import Rules
     from earmark.protocol.verifier import code_digest
 
+    options.require_free(output)
     read = [community.Card.load(path) for path in cards]
     rules = Rules(
         domain,
