@@ -28,3 +28,21 @@ def test_an_output_that_exists_is_refused_before_a_log_is_made(nodes, earmark, t
     code, out, err = earmark(*found, fresh)
     assert code == 0, err
     assert f"earmark node join NODE {fresh}" in out
+
+
+def test_what_has_to_come_first_is_named(nodes, earmark, tmp_path):
+    (first, _), cards = nodes
+    empty, file = tmp_path / "no node", tmp_path / "community.json"
+    init = f"There is no node in '{empty}'. Make one with:  earmark node init '{empty}' --operator"
+    for words in (
+        ["found", empty, *cards, "--domain", "lab.example/c", "--output", file],
+        ["join", empty, file],
+        ["serve", empty],
+    ):
+        code, _, err = earmark("node", *words)
+        assert (code, init in err) == (5, True), (words, err)
+    code, _, err = earmark("node", "serve", first)
+    assert code == 5
+    assert f"'{first}' has joined no community." in err
+    assert f"earmark node join {first} community.json" in err
+    assert not file.exists()

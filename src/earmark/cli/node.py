@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,7 +15,7 @@ from earmark import files
 from earmark.cli import options
 from earmark.cli.output import emit, line
 from earmark.codec import Json
-from earmark.errors import ExtraError, UsageError
+from earmark.errors import ExtraError, FileError, UsageError
 from earmark.policy import LEVELS, Policy
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
@@ -103,6 +104,7 @@ def found(
     from earmark.protocol.rules import Rules
     from earmark.protocol.verifier import code_digest
 
+    _require_node(folder)
     options.require_free(output)
     read = [community.Card.load(path) for path in cards]
     rules = Rules(
@@ -137,6 +139,7 @@ def join(*, folder: Path, path: Path, as_json: bool) -> int:
     """Put a community's file into a node's folder."""
     from earmark.protocol import community
 
+    _require_node(folder)
     made = community.Community.load(path)
     card = community.Card.load(folder / community.CARD)
     if card not in made.nodes:
@@ -155,6 +158,8 @@ def serve(*, folder: Path, host: str, tasks: Path | None, seconds: float) -> int
     """Follow the log, witness it, verify claims, vote, and show the page."""
     from earmark.protocol.node import Node
 
+    _require_node(folder)
+    _require_joined(folder)
     try:
         from earmark.web.server import Server
         from earmark.web.service import create_app
@@ -175,3 +180,24 @@ def serve(*, folder: Path, host: str, tasks: Path | None, seconds: float) -> int
             stop.set()
         working.result()  # a node that ended by itself says why
     return 0
+
+
+def _require_node(folder: Path) -> None:
+    from earmark.protocol.community import CARD
+
+    if not (folder / CARD).is_file():
+        raise FileError(
+            f"There is no node in '{folder}'.",
+            hint=f"Make one with:  earmark node init {shlex.quote(str(folder))} --operator NAME",
+        )
+
+
+def _require_joined(folder: Path) -> None:
+    from earmark.protocol.community import COMMUNITY
+
+    if not (folder / COMMUNITY).is_file():
+        raise FileError(
+            f"The node in '{folder}' has joined no community.",
+            hint="Give it the community's file with:  "
+            f"earmark node join {shlex.quote(str(folder))} {COMMUNITY}",
+        )
