@@ -163,10 +163,25 @@ def read_as(
     try:
         return parse(data)
     except (IntegrityError, FormatError) as error:
-        if sign.encode() not in data:
-            raise FormatError(f"'{path}' is no {kind}.", hint="Check the path.") from error
-        raise type(error)(
-            f"The {kind} '{path}' cannot be taken: {error.what}",
-            expected=error.expected,
-            hint=error.hint,
-        ) from error
+        raise named(error, path, data, kind=kind, sign=sign) from error
+
+
+def named(
+    error: IntegrityError | FormatError, path: str | Path, data: bytes, *, kind: str, sign: str
+) -> IntegrityError | FormatError:
+    """Return an error about a file's content again, with the file's kind and path.
+
+    Args:
+        error: What its reader said.
+        path: The file.
+        data: Its bytes, or as many of them as hold the sign.
+        kind: What the file should be, for example "community file".
+        sign: What no file of that kind lacks; one without it is another file, not a changed one.
+    """
+    if sign.encode() not in data:
+        return FormatError(f"'{path}' is no {kind}.", hint="Check the path.")
+    return type(error)(
+        f"The {kind} '{path}' cannot be taken: {error.what}",
+        expected=error.expected,
+        hint=error.hint,
+    )

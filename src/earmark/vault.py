@@ -88,6 +88,11 @@ class Registration(Record):
         about = (self.opening.layout.scheme, self.note, self.made)
         return f"{self.id} ({', '.join(part for part in about if part)})"
 
+    @property
+    def traces(self) -> bool:
+        """Whether the key fingerprints customers' copies, instead of marking a release."""
+        return self.opening.layout.scheme == "tracing"
+
 
 class Vault:
     """An owner's vault; see the module's text for what lies where.
@@ -315,23 +320,30 @@ class Vault:
 
     def keys_tried(self) -> int:
         """Return how many keys are charged when one of them is read: all that could have been."""
-        found = (item.opening.layout.scheme for item in self.registrations())
-        return max(1, sum(scheme != "tracing" for scheme in found))
+        return max(1, sum(not item.traces for item in self.registrations()))
 
     def registration(self, name: str = "") -> Registration:
-        """Return the registration whose key id begins with `name`; the only one if empty.
+        """Return the mark's registration whose key id begins with `name`; the only one if empty.
 
         Raises:
-            UsageError: None or several fit.
+            UsageError: None or several fit, or the key that fits traces copies.
         """
-        found = [
-            item
-            for item in self.registrations()
-            if item.commitment.commitment.startswith(name)
-            and (name or item.opening.layout.scheme != "tracing")
-        ]
+        found = self._named(name)
+        if found.traces:
+            raise UsageError(
+                f"Key {found.title} traces copies; it marks no release.",
+                hint="Name the customer whose copy leaked with:  earmark trace SUSPECT",
+            )
+        return found
+
+    def _named(self, name: str) -> Registration:
+        """Return the registration whose key id begins with `name`; the only mark's if empty."""
+        held = list(self.registrations())
+        marks = [item for item in held if not item.traces]
+        found = [item for item in held if item.commitment.commitment.startswith(name)]
+        found = found if name else marks
         if len(found) != 1:
-            known = ", ".join(item.title for item in self.registrations())
+            known = ", ".join(item.title for item in found or marks)
             asked = f"begin with '{name}'" if name else "are in this vault"
             raise UsageError(
                 f"{len(found)} keys {asked}; exactly one was expected.",
@@ -352,7 +364,7 @@ class Vault:
             PassphraseError: Wrong passphrase.
             KeyFileError: Key or inputs were changed.
         """
-        registration = self.registration(name)
+        registration = self._named(name)
         try:
             key = Key.open(self._key_path(registration.id), passphrase)
         except PassphraseError as error:

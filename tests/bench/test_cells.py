@@ -117,6 +117,34 @@ def test_reports_all_mistakes_of_a_plan_at_once():
     assert "'digit'" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schemes": "mtlsign"}, ["schemes is 'mtlsign', not a list, in brackets."]),
+        ({"networks": "mlp", "data": "x"}, ["networks is 'mlp', not a list", "data is 'x', not a"]),
+        ({"attacks": {"name": "prune"}}, ["attacks is {'name': 'prune'}, not a list"]),
+        ({"seeds": 3}, ["seeds is 3, not a list"]),
+        ({"seeds": ["a", True, 0.5]}, ["has seed 'a', seed True, seed 0.5.", "Seeds: whole numbers"]),
+        ({"networks": [["mlp"]]}, ["has network ['mlp']"]),
+        ({"random_chains": "x", "payloads": True}, ["random_chains is 'x'", "payloads is True, not a"]),
+        ({"unmarked": 1, "data_fraction": "all"}, ["unmarked is 1, not true", "data_fraction is 'all'"]),
+        ({"recipe": ["epochs"], "name": 1}, ["recipe is ['epochs'], not a table", "name is 1"]),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_type_is_named_with_what_it_should_be(changes, said):
+    body = {"schemes": ["mtlsign"], "networks": ["mlp"], "data": ["digits"], "seeds": [0]}
+    with pytest.raises(UsageError) as caught:
+        Plan.of(body | changes)
+    assert all(words in str(caught.value) for words in said), str(caught.value)
+    assert str(caught.value).count("not ") <= len(changes)
+
+
+def test_a_misspelt_scheme_ends_in_one_full_stop():
+    with pytest.raises(UsageError) as caught:
+        Plan.of({"schemes": ["mtlsgn"], "networks": ["mlp"], "data": ["digits"]})
+    assert str(caught.value).endswith("Did you mean mtlsign.")
+
+
 def test_refuses_files_that_are_no_plans(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text("seeds = [")

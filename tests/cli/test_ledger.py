@@ -46,8 +46,19 @@ def test_a_history_is_exported_and_gone_on_with(vault, earmark, earmark_json, tm
         new.append(b'{"more":1}')
     assert earmark(*command[:-1], tmp_path / "again.json")[0] == 2, "it went on without us"
     history.write_bytes(history.read_bytes().replace(b"number", b"numbex"))
-    assert earmark("ledger", "import", history, "--to", tmp_path / "no.sqlite")[0] == 4
+    code, _, err = earmark("ledger", "import", history, "--to", tmp_path / "no.sqlite")
+    assert (code, f"The export of a ledger '{history}' cannot be taken: " in err) == (4, True)
     assert earmark("ledger", "import", history)[0] in {2, 4}
+
+
+@pytest.mark.parametrize("text", ["no export\n", "{}\n", '{"schema":"earmark/claim/1"}\n'])
+def test_what_is_no_export_is_named_and_not_called_changed(text, earmark, tmp_path):
+    path, target = tmp_path / "text.txt", tmp_path / "no.sqlite"
+    path.write_text(text)
+    code, _, err = earmark("ledger", "import", path, "--to", target)
+    assert code == 5
+    assert err == f"E402  '{path}' is no export of a ledger. Check the path.\n"
+    assert not target.exists()
 
 
 def test_a_ledger_becomes_static_files(vault, earmark, tmp_path):

@@ -254,9 +254,11 @@ def test_the_dossier_carries_the_transcript(shop, earmark, tmp_path) -> None:
     assert "127.0.0.1" in (tmp_path / "page.html").read_text()
 
 
-def test_errors_name_the_matter(shop, desk, earmark, tmp_path) -> None:
+def test_errors_name_the_matter(shop, desk, earmark, tmp_path, monkeypatch) -> None:
     folder, _, _ = shop
     dead = "http://127.0.0.1:9/x"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "www.safetensors").mkdir()
     (tmp_path / "word").write_text(WORD)
     with_desk = ["--vault", desk.vault, "--passphrase-file", str(tmp_path / "word")]
     cases = [
@@ -269,6 +271,10 @@ def test_errors_name_the_matter(shop, desk, earmark, tmp_path) -> None:
         ),
         (_ask(folder, dead, "--budget", "0"), 2, "budget"),
         (_ask(folder, "localhost:8000"), 2, "write http://localhost:8000"),
+        (_ask(folder, "www.example.com/x"), 2, "write http://www.example.com/x"),
+        (_ask(folder, "ftp://host/x"), 2, "'ftp://host/x' is no file, and no address either"),
+        (_ask(folder, "ftp://host/x"), 2, "write http://host/x"),
+        (_ask(folder, "www.safetensors/"), 2, "is no address; --adapter"),
         (_ask(folder, dead, "--transcript", str(tmp_path / "no" / "t")), 5, "no/t"),
     ]
     for arguments, code, words in cases:

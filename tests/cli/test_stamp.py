@@ -68,7 +68,7 @@ def test_a_stamp_that_would_not_be_shown_is_not_called_done(earmark, tmp_path):
     code, out, _ = earmark("verify", folder / path.name, *vault)
     assert code == 3
     assert "1 answer, were all of them right, would give 1.0 bits by count, of 64" in out
-    assert "mark the next release with more:  --set weights_per_bit" in out
+    assert "if they were not, mark the next release with more:  --set weights_per_bit" in out
     assert "by count alone, a model that gives 90% of the key's answers is shown" in out
 
 
@@ -164,16 +164,25 @@ def test_reordered_neurons_are_brought_back_by_the_weights_before(earmark, tmp_p
     assert code == 0, err
     marked = load_suspect(load_task(task).model(), tmp_path / "r" / plain.name)
     save_release(Permute().run(marked, Budget(load_task(task)), seed=1), thief)
-    code, _, _ = earmark("verify", thief, *common)
+    code, out, _ = earmark("verify", thief, *common)
     assert code in (1, 3)
+    advised = "may have been reordered, pass  --task TASK.py --reference WEIGHTS_BEFORE_THE_MARK\n"
+    assert advised in out
+    code, out, _ = earmark("verify", thief, *common, "--task", task)
+    assert code in (1, 3)
+    assert "may have been reordered, pass  --reference WEIGHTS_BEFORE_THE_MARK\n" in out
+    code, out, err = earmark("verify", thief, *common, "--task", tmp_path / "none.py")
+    assert (code, out) == (5, "")
+    assert f"Task file '{tmp_path / 'none.py'}' does not exist" in err
     more = ["--task", task, "--reference", plain]
     code, out, _ = earmark("verify", thief, *common, *more)
     assert code == 0
     assert "2 forms (charged)" in out
     assert "c0ffee" in out
     assert "aligned to 'plain.safetensors'" in out
-    code, _, _ = earmark("verify", plain, *common, *more)
+    code, out, _ = earmark("verify", plain, *common, *more)
     assert code in (1, 3)
+    assert "reordered" not in out
     code, _, err = earmark("verify", thief, *common, "--reference", plain)
     assert code == 2
     assert "--task" in err

@@ -361,6 +361,22 @@ def test_adapters_out_of_range_are_refused(wrong):
         Adapter.of(wrong)
 
 
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("http://", "http(s)://HOST[:PORT]/..., with a PORT from 1 to 65535."),
+        ("http://127.0.0.1:99999/x", "http(s)://HOST[:PORT]/..., with a PORT from 1 to 65535."),
+        ("http://x:0/", "http(s)://HOST[:PORT]/..., with a PORT from 1 to 65535."),
+        ("http://x/a b", "Printable ASCII without spaces; write others as %20 and xn--..."),
+        ("http://ä/", "Printable ASCII without spaces; write others as %20 and xn--..."),
+    ],
+)
+def test_an_address_is_told_what_it_lacks(url, wanted):
+    with pytest.raises(UsageError) as error:
+        Adapter.of({"url": url})
+    assert error.value.expected == wanted
+
+
 def test_samples_of_two_tensors_are_refused():
     host = EndpointHost(adapter("http://127.0.0.1:9/"))
     with pytest.raises(HostError):

@@ -39,6 +39,19 @@ from earmark.errors import EarmarkError, FormatError, UsageError
 
 DATA = ("fashion-mnist", "mnist", "cifar10", "digits")
 
+_NUMBERS = ("payloads", "samples", "tests", "random_chains", "epochs", "queries", "knowledge")
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "name": ((str,), "a text"),
+    "recipe": ((Mapping,), "a table"),
+    "data_fraction": ((int, float), "a number"),
+    **dict.fromkeys(_NUMBERS, ((int,), "a whole number")),
+    **dict.fromkeys(("unmarked", "labels"), ((bool,), "true or false")),
+    **dict.fromkeys(
+        ("schemes", "networks", "data", "attacks", "seeds"), ((list, tuple), "a list, in brackets")
+    ),
+}
+"""What a plan's settings are, and how that is said."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -60,7 +73,7 @@ class Plan:
         recipe: Changes to the networks' usual training settings.
 
     Raises:
-        UsageError: An unknown network or data set, or an empty list.
+        UsageError: An unknown network or data set, a seed that is no number, or an empty list.
 
     Example:
         >>> plan = Plan.of({"schemes": ["mtlsign"], "networks": ["mlp"], "data": ["digits"]})
@@ -91,12 +104,14 @@ class Plan:
             for name in ("schemes", "networks", "data", "seeds", "attacks")
             if not getattr(self, name)
         ]
-        problems += [f"network '{name}'" for name in self.networks if name not in NETWORKS]
-        problems += [f"data set '{name}'" for name in self.data if name not in DATA]
+        problems += [f"network {name!r}" for name in self.networks if name not in [*NETWORKS]]
+        problems += [f"data set {name!r}" for name in self.data if name not in DATA]
+        problems += [f"seed {seed!r}" for seed in self.seeds if not _is(seed, (int,))]
         if problems:
             raise UsageError(
                 f"Plan '{self.name}' has {', '.join(problems)}.",
-                expected=f"Networks: {', '.join(NETWORKS)}. Data sets: {', '.join(DATA)}.",
+                expected=f"Networks: {', '.join(NETWORKS)}. Data sets: {', '.join(DATA)}. "
+                "Seeds: whole numbers.",
             )
         if self.payloads < 1 or min(self.samples, self.tests) < 0:
             raise UsageError(
@@ -115,10 +130,14 @@ class Plan:
         """Build a plan from a table.
 
         Raises:
-            UsageError: Unknown settings, names or presets; all are reported at once.
+            UsageError: Unknown settings, names or presets, or settings of another type; all are
+                reported at once.
         """
         known = {item.name for item in fields(cls)} | {"battery", "random_chains"}
         problems = [f"unknown setting '{name}'" for name in body if name not in known]
+        mistyped = _mistyped(body)
+        problems += mistyped.values()
+        body = {name: value for name, value in body.items() if name not in mistyped}
         made: dict[str, Any] = {"name": "plan"} | {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in body.items()
@@ -190,8 +209,22 @@ def _each(items: Sequence[Any], kind: str, problems: list[str]) -> list[tuple[St
         try:
             found.append(parse(item, kind=kind))
         except EarmarkError as error:
-            problems.append(f"{error.what} {error.hint or error.expected}".rstrip(" ."))
+            problems.append(f"{error.what} {error.hint or error.expected}".rstrip(" .?"))
     return found
+
+
+def _mistyped(body: Mapping[str, Any]) -> dict[str, str]:  # Any: TOML values
+    """Name the settings that are of another type than a plan's, and say what they should be."""
+    return {
+        name: f"{name} is {value!r}, not {_TYPES[name][1]}"
+        for name, value in body.items()
+        if name in _TYPES and not _is(value, _TYPES[name][0])
+    }
+
+
+def _is(value: object, types: tuple[type, ...]) -> bool:
+    """Tell whether a value is of one of some types; true and false are no numbers."""
+    return isinstance(value, types) and (types == (bool,) or not isinstance(value, bool))
 
 
 def _toml(text: str) -> dict[str, Any]:  # Any: TOML values

@@ -151,7 +151,7 @@ def require_fit(subject: ReleaseSubject) -> None:
 
     Raises:
         KeyLayoutError: The key does not even fit the task's own fresh model.
-        CarrierError, HostError: The release does not fit task or key.
+        HostError: The release does not fit task or key.
     """
     from earmark.bench.reading import read
     from earmark.vault import Vault

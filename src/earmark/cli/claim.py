@@ -13,7 +13,7 @@ from earmark import files
 from earmark.cli import options
 from earmark.cli.output import emit, emit_outcome, line, table
 from earmark.codec import Json
-from earmark.errors import UsageError
+from earmark.errors import FileError, FormatError, UsageError
 from earmark.vault import Vault
 
 if TYPE_CHECKING:
@@ -22,8 +22,18 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _require_community(_: click.Context, __: click.Parameter, path: Path) -> Path:
+    if not path.exists():
+        raise FileError(
+            f"There is no community file '{path}'.",
+            hint="Pass --community FILE; who founded the community has it, and every node that "
+            "joined.",
+        )
+    return path
+
+
 def community_option(function: F) -> F:
-    """Add ``--community``."""
+    """Add ``--community``, whose file must be there."""
     return click.option(
         "--community",
         "community_path",
@@ -31,6 +41,7 @@ def community_option(function: F) -> F:
         default=Path("community.json"),
         show_default=True,
         envvar="EARMARK_COMMUNITY",
+        callback=_require_community,
         help="The community's file, from a source that you trust.",
     )(function)
 
@@ -273,9 +284,16 @@ def check(*, path: Path, digest: str | None, as_json: bool) -> int:
 
     Exit codes: 0 mark shown, 1 not shown, 3 inconclusive; 4 something was changed.
     """
-    from earmark.protocol.case import check_case
+    from earmark.protocol.case import check_case_files
+    from earmark.report import archive
 
-    result, checks = check_case(path, digest)
+    contents = archive.read(path)
+    if "records/claim.json" in contents and not {"claim.txt", "community.json"} & set(contents):
+        raise FormatError(
+            f"'{path}' is a dossier of earmark verify, and no community's.",
+            hint=f"Check it with:  earmark report {path}",
+        )
+    result, checks = check_case_files(contents, digest)
     lines = [line(item.status, f"{item.name}  {item.detail}") for item in checks]
     listed: list[Json] = [
         {"name": item.name, "status": item.status, "detail": item.detail} for item in checks

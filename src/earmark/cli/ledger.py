@@ -13,10 +13,11 @@ from earmark import codec, files
 from earmark.cli import options
 from earmark.cli.output import emit, line, table
 from earmark.codec import Json, parse
-from earmark.errors import UsageError
+from earmark.errors import IntegrityError, UsageError
 from earmark.vault import Vault
 
 if TYPE_CHECKING:
+    from earmark.ledger.moving import Archive
     from earmark.ledger.port import Ledger
     from earmark.ledger.timeproof import TimeProof
     from earmark.ledger.treelog import TreeLog
@@ -195,9 +196,9 @@ def import_(
     says so with both signatures. Keep the export: it holds the proofs of when the old entries were
     there.
     """
-    from earmark.ledger.moving import Archive, import_log
+    from earmark.ledger.moving import import_log
 
-    archive = Archive.read(path, vkey=vkey)
+    archive = _archive(path, vkey)
     if (target is None) == (chain is None):
         raise UsageError("Name where to: --to an address, or --chain a node.")
     new: Ledger
@@ -345,6 +346,20 @@ def time(
     ]
     payload: dict[str, Json] = {"size": head.size, "moment": moment.to_json()}
     return emit("ledger time", lines, payload, as_json=as_json)
+
+
+def _archive(path: Path, vkey: str | None) -> Archive:
+    """Read an export as `files.read_as` would, which takes no file of this size."""
+    from earmark.ledger.moving import Archive, Header
+
+    try:
+        return Archive.read(path, vkey=vkey)
+    except IntegrityError as error:
+        with path.open("rb") as file:
+            head = file.readline(1 << 24)
+        raise files.named(
+            error, path, head, kind="export of a ledger", sign=Header.SCHEMA
+        ) from error
 
 
 def _proof(path: Path) -> TimeProof:

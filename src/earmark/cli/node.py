@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,7 +15,7 @@ from earmark import files
 from earmark.cli import options
 from earmark.cli.output import emit, line
 from earmark.codec import Json
-from earmark.errors import ExtraError
+from earmark.errors import ExtraError, FileError
 from earmark.policy import LEVELS, Policy
 
 _FOLDER = click.argument("folder", type=click.Path(path_type=Path))
@@ -53,7 +54,13 @@ def init(*, folder: Path, operator: str, url: str, as_json: bool) -> int:
 @_FOLDER
 @click.argument("cards", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--domain", required=True, help="Name of the community and its log.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("community.json"))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("community.json"),
+    show_default=True,
+    help="Where the community's file is written; every node needs it.",
+)
 @click.option(
     "--level", type=click.Choice([name for name, _ in LEVELS]), default="claim", show_default=True
 )
@@ -97,6 +104,8 @@ def found(
     from earmark.protocol.rules import Rules
     from earmark.protocol.verifier import code_digest
 
+    _require_node(folder)
+    options.require_free(output)
     read = [community.Card.load(path) for path in cards]
     rules = Rules(
         domain,
@@ -130,6 +139,7 @@ def join(*, folder: Path, path: Path, as_json: bool) -> int:
     """Put a community's file into a node's folder, and begin its witness's memory."""
     from earmark.protocol import community
 
+    _require_node(folder)
     made = community.Community.load(path)
     community.join(folder, made)
     lines = [line("digest", f"{made.digest()}   compare it with the others")]
@@ -145,6 +155,8 @@ def serve(*, folder: Path, host: str, tasks: Path | None, seconds: float) -> int
     """Follow the log, witness it, verify claims, vote, and show the page."""
     from earmark.protocol.node import Node
 
+    _require_node(folder)
+    _require_joined(folder)
     try:
         from earmark.web.server import Server
         from earmark.web.service import create_app
@@ -165,3 +177,24 @@ def serve(*, folder: Path, host: str, tasks: Path | None, seconds: float) -> int
             stop.set()
         working.result()  # a node that ended by itself says why
     return 0
+
+
+def _require_node(folder: Path) -> None:
+    from earmark.protocol.community import CARD
+
+    if not (folder / CARD).is_file():
+        raise FileError(
+            f"There is no node in '{folder}'.",
+            hint=f"Make one with:  earmark node init {shlex.quote(str(folder))} --operator NAME",
+        )
+
+
+def _require_joined(folder: Path) -> None:
+    from earmark.protocol.community import COMMUNITY
+
+    if not (folder / COMMUNITY).is_file():
+        raise FileError(
+            f"The node in '{folder}' has joined no community.",
+            hint="Give it the community's file with:  "
+            f"earmark node join {shlex.quote(str(folder))} {COMMUNITY}",
+        )

@@ -153,8 +153,12 @@ def again(*more: str) -> str:
     return shlex.join(["earmark", *given, *more])
 
 
-def require_free(*outputs: Path | None, force: bool) -> None:
-    """Refuse outputs that exist or could not be written, before long work is done for them.
+def require_free(*outputs: Path | None, force: bool | None = None) -> None:
+    """Refuse outputs that exist or could not be written, before anything is done for them.
+
+    Args:
+        outputs: Files that will be written.
+        force: Whether they may be replaced; null where a command has no --force.
 
     Raises:
         UsageError: One exists and may not be replaced, or is a folder.
@@ -164,9 +168,8 @@ def require_free(*outputs: Path | None, force: bool) -> None:
         if output is None:
             continue
         if output.exists() and not force:
-            raise UsageError(
-                f"Output '{output}' exists already.", hint="Pass --force to replace it."
-            )
+            way = "Choose another name." if force is None else "Pass --force to replace it."
+            raise UsageError(f"Output '{output}' exists already.", hint=way)
         files.require_writable(output)
 
 

@@ -10,7 +10,7 @@ import click
 from earmark.cli.options import json_option
 from earmark.cli.output import emit, line
 from earmark.codec import Json
-from earmark.errors import EarmarkError, UsageError
+from earmark.errors import EarmarkError, FormatError, UsageError
 from earmark.policy import Policy, judge
 from earmark.records import Evidence, now
 from earmark.vault import Registration, Vault
@@ -30,12 +30,19 @@ def command(
     DOSSIER is a folder or a packed file. Every digest, record, signature and proof is checked, and
     the verdict is judged again from the evidence. Exit code 4 if anything was changed.
     """
+    from earmark.report import archive
     from earmark.report.checks import check_dossier
     from earmark.report.dossier import read_dossier
     from earmark.report.page import render, write_page
 
     if vkey is not None:
         require_vkey(vkey)
+    contents = archive.read(dossier)
+    if "claim.txt" in contents and "records/claim.json" not in contents:
+        raise FormatError(
+            f"'{dossier}' is a dossier of what a community decided.",
+            hint=f"Check it with:  earmark claim check {dossier}",
+        )
     checks = check_dossier(dossier, vkey=vkey)
     lines = [line(check.status, f"{check.name}  {check.detail}".rstrip()) for check in checks]
     listed: list[Json] = [

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from earmark.vault import Vault
 
 
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
+_ADDRESS = re.compile(rf"{_SCHEME.pattern}.+|www\..+|[\w.-]+:\d+(?:/.*)?", re.IGNORECASE)
+"""What somebody writes for a service without http or https, or with another scheme or a port."""
+
+
 def is_address(suspect: str) -> bool:
     """Return whether a suspect's argument is an address instead of a path.
 
@@ -36,12 +41,12 @@ def refuse(suspect: str, *options: object) -> None:
     """Refuse the options of a service for a suspect that is none, and an address without scheme.
 
     Raises:
-        UsageError: One of them was given, or no file has the name and it ends in a port.
+        UsageError: One of them was given, or no file has the name and it looks like an address.
     """
-    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", suspect) and not Path(suspect).exists():
+    if _ADDRESS.fullmatch(suspect) and not Path(suspect).exists():
         raise UsageError(
             f"'{suspect}' is no file, and no address either: it does not say http or https.",
-            hint=f"If it is a service, write http://{suspect}",
+            hint=f"If it is a service, write http://{_SCHEME.sub('', suspect)}",
         )
     if any(options):
         raise UsageError(

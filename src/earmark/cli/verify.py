@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from earmark.hosts.access import Host
     from earmark.keys.secret import Key
     from earmark.schemes.base import Scheme
+    from earmark.task import Task
 
 
 @click.command(
@@ -88,7 +89,7 @@ def command(
     Schemes that read activations need --task, for the model's class. A service is asked for labels
     only, within --budget, as the file --adapter says; every answer goes into a transcript, an
     interrupted run goes on from it, and asking stops once the evidence suffices. Exit codes: 0 mark
-    shown, 1 not shown, 3 inconclusive, 4 ledger or key was changed, 5 could not run.
+    shown, 1 not shown, 2 usage, 3 inconclusive, 4 ledger or key was changed, 5 could not run.
 
     Deep Water and DeepSigns, white-box, read neurons in their order. Where a thief may have changed
     it, give --task: suspects are aligned to the weights before their mark, which protect keeps in
@@ -101,12 +102,13 @@ def command(
     registration = vault.registration(key_name)
     word, asked = options.passphrase(passphrase_file), policy.Policy.at(level)
     key = vault.key(registration.id, word)
+    task = _loaded(task_path)
     if not is_address(suspect):
         reference = reference or kept(vault, registration, task_path)
     fixed = reference is None or START in key.layout.params
     if dossier is not None and not fixed:
         raise proves_nothing(registration)
-    service, more, read = None, list[str](), dict[str, Json]()
+    service, more, order, read = None, list[str](), "", dict[str, Json]()
     charging = dataclasses.replace(asked, tried_keys=suspects * vault.keys_tried())
     if is_address(suspect):
         service = Service.open(
@@ -117,19 +119,21 @@ def command(
         refuse(suspect, adapter, budget, transcript)
         scheme = registry.scheme(key.layout.scheme)
         with fitting(key, registration, suspect, task_path):
-            host = open_suspect(suspect, scheme, task_path)
+            host = open_suspect(suspect, scheme, task)
             nonce = nonce_of(host.digest(), vault.ledger.head().root.hex())
             if reference is None:
                 found = scheme.measure(host, key, nonce=nonce)
+                order = _unaligned(scheme, vault, registration, task_path)
             else:
-                found, host = realigned(scheme, host, key, reference, task_path, charging)
+                found, host = realigned(scheme, host, key, reference, task, charging)
         found = dataclasses.replace(found, nonce=found.nonce or nonce)
         more, read = read_back(scheme, host, key, found)
     evidence = charged(found, registration, suspects, keys=vault.keys_tried())
     verdict = policy.judge(evidence, asked)
     lines = verdict_lines(verdict, evidence, inexact=inexact(key.layout.scheme, fixed=fixed))
     claim = line("claim", f"key {registration.id}, ledger #{registration.receipt.index}")
-    lines += [*(service.lines() if service else [*more, *_advice(verdict, evidence)]), claim]
+    more += service.lines() if service else _advice(verdict, evidence, order)
+    lines += [*more, claim]
     if not quiet:
         lines.append(line("says not", verdict.limits[0 if verdict.outcome is Outcome.SHOWN else 2]))
     payload: dict[str, Json] = {
@@ -149,13 +153,43 @@ def command(
     return emit_outcome("verify", lines, payload, verdict.outcome, as_json=as_json)
 
 
-def _advice(verdict: Verdict, evidence: Evidence) -> list[str]:
-    """Say what to do where a mark is too small for a verdict."""
+def _advice(verdict: Verdict, evidence: Evidence, order: str) -> list[str]:
+    """Say what to do where a mark is not shown: bring neurons back, or mark with more next time."""
+    if verdict.outcome is Outcome.SHOWN:
+        return []
+    lines = [line("order", order)] if order else []
     small = too_small(verdict, evidence)
     if verdict.outcome is not Outcome.INCONCLUSIVE or not small:
-        return []
+        return lines
     next_time = f"mark the next release with more:  {more_answers(evidence.scheme)}"
-    return [line("too small", small), line("try", next_time)]
+    next_time = f"if they were not, {next_time}" if order else next_time
+    return [line("too small", small), *lines, line("try", next_time)]
+
+
+def _unaligned(
+    scheme: Scheme, vault: Vault, registration: Registration, task_path: Path | None
+) -> str:
+    """Say how neurons are brought back that were read in their order, where a scheme can do so."""
+    from earmark.bench.reading import aligns
+
+    if not aligns(scheme):
+        return ""
+    lacking = ["--task TASK.py"] if task_path is None else []
+    if not vault.start(registration).is_file():
+        lacking.append("--reference WEIGHTS_BEFORE_THE_MARK")
+    return (
+        "neurons were read in their order; if they may have been reordered, pass  "
+        f"{' '.join(lacking)}"
+    )
+
+
+def _loaded(task_path: Path | None) -> Task | None:
+    """Load a task file wherever one is named, so that one with mistakes is never passed over."""
+    if task_path is None:
+        return None
+    from earmark.task import load_task
+
+    return load_task(task_path)
 
 
 @contextmanager
@@ -178,7 +212,7 @@ def fitting(
 
     Raises:
         KeyLayoutError: The key does not even fit the task's own fresh model.
-        CarrierError, HostError: The suspect does not fit the key.
+        HostError: The suspect does not fit the key, whatever its scheme calls that.
     """
     try:
         yield
@@ -193,7 +227,7 @@ def fitting(
                 hint=f"Pass the --task of the key's network, or the --key of this one; {see}",
             ) from error
         task = "" if task_path is None else f", which fits the model() of '{task_path}'"
-        raise type(error)(
+        raise HostError(
             f"{what} '{suspect}' does not fit key {registration.title}{task}. {error.what}",
             expected=error.expected,
             hint=f"{error.hint} If it is of another network of yours, pass the --key of that; "
@@ -277,7 +311,7 @@ def realigned(
     suspect: Host,
     key: Key,
     reference: Path,
-    task_path: Path | None,
+    task: Task | None,
     asked: policy.Policy,
 ) -> tuple[Evidence, Host]:
     """Read a suspect in place and, if that does not suffice, aligned; return what was read.
@@ -288,14 +322,13 @@ def realigned(
     from earmark.bench.reading import aligned, aligns, read_twice
     from earmark.hosts.files import FilesHost
     from earmark.hosts.suspects import load_suspect
-    from earmark.task import load_task
 
     if not aligns(scheme):
         raise UsageError(
             f"Scheme '{scheme.name}' does not read neurons in an order.",
             hint="Leave --reference out.",
         )
-    if task_path is None:
+    if task is None:
         raise UsageError("--reference needs --task, the task file with model().")
     digest, fixed = FilesHost(reference).digest(), key.layout.params.get(START, "")
     if fixed and fixed != digest:
@@ -303,7 +336,6 @@ def realigned(
             f"'{reference}' is not the network before its mark that key and commitment fixed.",
             expected=f"Weights with digest {str(fixed)[:12]}…; protect keeps them under starts/.",
         )
-    task = load_task(task_path)
     model = load_suspect(task.model(), reference)
     first = task.host(model)
     found, read = read_twice(
@@ -343,7 +375,7 @@ def read_back(
     return lines, read
 
 
-def open_suspect(suspect: str, scheme: Scheme, task_path: Path | None) -> Host:
+def open_suspect(suspect: str, scheme: Scheme, task: Task | None) -> Host:
     """Open what a suspect's argument names, with the access that the scheme needs.
 
     Raises:
@@ -355,13 +387,11 @@ def open_suspect(suspect: str, scheme: Scheme, task_path: Path | None) -> Host:
     host = FilesHost(suspect)
     if scheme.needs <= {Access.WEIGHTS}:
         return host
-    if task_path is None:
+    if task is None:
         raise UsageError(
             f"Scheme '{scheme.name}' runs the suspect, and '{suspect}' holds weights only.",
             hint="Pass --task, the task file with model().",
         )
     from earmark.hosts.suspects import load_suspect
-    from earmark.task import load_task
 
-    task = load_task(task_path)
     return task.host(load_suspect(task.model(), suspect))

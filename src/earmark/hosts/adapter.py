@@ -329,10 +329,12 @@ def _require_address(url: str) -> None:
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # no port, or no address in brackets
         good = False
-    if not good or not _printable(url) or " " in url:
+    plain = _printable(url) and " " not in url
+    if not good or not plain:
+        wanted = "http(s)://HOST[:PORT]/..., with a PORT from 1 to 65535."
+        others = "Printable ASCII without spaces; write others as %20 and xn--..."
         raise UsageError(
-            f"'{url}' is no http or https address.",
-            expected="Printable ASCII without spaces; write others as %20 and xn--...",
+            f"'{url}' is no http or https address.", expected=wanted if plain else others
         )
 
 
