@@ -171,21 +171,35 @@ def overwriting() -> str:
 
 def integrity() -> str:
     """Hits of random keys and of aligned innocent models, against what chance gives."""
-    body = [
-        [
-            row["network"],
-            row["item"],
-            f"{row['keys']:,}",
-            f"{row['expected']:g} of {row['trials']}",
-            f"{row['mean']:.2f}",
-            f"{row['expected_deviation']:.2f}",
-            f"{row['deviation']:.2f}",
-            str(row["most"]),
-        ]
-        for row in rows("integrity")
-    ]
-    head = ["network", "model", "readings", "expected", "mean hits", "deviation expected",
-            "deviation", "most hits"]  # fmt: skip
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in rows("integrity"):
+        kind = row["item"].rstrip("0123456789 ")
+        groups.setdefault((row["network"], kind), []).append(row)
+    body = []
+    for network in NETWORKS:
+        for (name, kind), found in sorted(groups.items()):
+            if name != network:
+                continue
+            keys, first = sum(row["keys"] for row in found), found[0]
+            mean = sum(row["keys"] * row["mean"] for row in found) / keys
+            square = sum(
+                row["keys"] * (row["deviation"] ** 2 + (row["mean"] - mean) ** 2) for row in found
+            )
+            body.append(
+                [
+                    network,
+                    kind,
+                    str(len({row["seed"] for row in found})),
+                    f"{keys:,}",
+                    f"{first['expected']:g} of {first['trials']}",
+                    f"{mean:.2f}",
+                    f"{first['expected_deviation']:.2f}",
+                    f"{(square / keys) ** 0.5:.2f}",
+                    str(max(row["most"] for row in found)),
+                ]
+            )
+    head = ["network", "model", "seeds", "readings", "expected", "mean hits",
+            "deviation expected", "deviation", "most hits"]  # fmt: skip
     return lines(head, body)
 
 
@@ -281,12 +295,15 @@ def published() -> str:
 
 def overhead() -> str:
     """Processor time with the mark over without."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in rows("overhead"):
+        groups.setdefault((row["network"], row["item"]), []).append(row["ratio"])
     body = [
-        [row["network"], f"{row['item']}-box", f"{row['ratio']:.3f}",
-         f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"]
-        for row in rows("overhead")
+        [network, f"{form}-box", str(len(found)), f"{statistics.median(found):.3f}",
+         f"{min(found):.3f} to {max(found):.3f}"]
+        for (network, form), found in sorted(groups.items())
     ]  # fmt: skip
-    return lines(["network", "form", "ratio, median of five", "range"], body)
+    return lines(["network", "form", "seeds", "ratio, median", "range"], body)
 
 
 TABLES: dict[str, Callable[[], str]] = {

@@ -39,7 +39,7 @@ def key(task):
 
 
 def near(task, plain, key, **settings) -> nn.Module:
-    recipe = Recipe.of(task.recipe, **gentle(task, SCHEME) | {"epochs": 10})
+    recipe = Recipe.of(task.recipe, **gentle(task, SCHEME) | {"epochs": 16})
     own = {"seed": 1, "reach": REACH, "recipe": recipe} | settings
     return conceal(task, SCHEME, key, model=copy.deepcopy(plain), **own).model
 

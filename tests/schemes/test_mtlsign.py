@@ -28,7 +28,7 @@ from earmark.hosts.module import ModuleHost
 from earmark.keys.secret import Disclosure, Key
 from earmark.policy import log2_p
 from earmark.records import Access
-from earmark.schemes import mtlsign, refit
+from earmark.schemes import refit, settling
 from earmark.schemes.mtlsign import MtlSign, far_apart, labels_of
 from earmark.training import train
 
@@ -206,11 +206,11 @@ def test_variance_within_groups_is_what_its_name_says() -> None:
     counted = rng.random(60) < 0.7
     some, names = rows[counted], groups[counted]
     inner = sum(some[names == g].var(0).sum() * (names == g).sum() for g in range(4)) / len(some)
-    found = mtlsign._within(
+    found = settling.within(
         torch.tensor(rows), torch.tensor(groups), torch.tensor(counted, dtype=torch.float32)
     )
     assert float(found) == pytest.approx(inner / some.var(0).sum(), rel=1e-4)
-    nobody = mtlsign._within(torch.tensor(rows), torch.tensor(groups), torch.zeros(60))
+    nobody = settling.within(torch.tensor(rows), torch.tensor(groups), torch.zeros(60))
     assert float(nobody) == 0.0
 
 

@@ -26,7 +26,8 @@ from earmark.hosts import batches, taps
 from earmark.hosts.batches import Tree
 from earmark.keys.secret import Key
 from earmark.schemes.base import Mark, Scheme
-from earmark.schemes.mtlsign import OWN_PASS, MtlSign, frozen_norms
+from earmark.schemes.mtlsign import OWN_PASS, MtlSign
+from earmark.schemes.settling import frozen_norms
 from earmark.task import Task
 from earmark.training import Recipe, Trained, distillation_loss, train
 

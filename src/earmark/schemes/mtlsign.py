@@ -18,7 +18,6 @@ directions, so that erasing one leaves the others.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,14 +49,13 @@ from earmark.keys.stream import public_stream
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes import refit
 from earmark.schemes.base import Mark, Scheme
+from earmark.schemes.settling import answering, classes_of, frozen_norms, within
+from earmark.schemes.sparring import Partner
 
 _LEAST = 16
 OWN_PASS = 32
 _SETTLE_EVERY = 2
-_NORMS = (
-    nn.modules.batchnorm._BatchNorm,  # noqa: SLF001 - the one base of all batch norms
-    nn.modules.instancenorm._InstanceNorm,  # noqa: SLF001 - as above
-)
+_SPAR_FROM, _SPAR_WITH, _SQUEEZE = 0.15, 64, 30.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,11 @@ class MtlSign(Scheme):
         settle: Weight of the term that settles the task's own samples, at its largest. It grows as
             the learning rate falls from its peak, and does nothing at a constant rate, or where
             targets are no classes. 0 switches it off; less of it costs less of the task.
+        spar: Weight of what the mark learns from a sparring partner, who squeezes features together
+            in a copy of the weights meanwhile; 0 for none. A step then takes two to three times
+            as long (:mod:`earmark.schemes.sparring`).
+        spar_at: Layers where the partner squeezes, beside those that the judge reads; names or
+            globs, as for `taps`.
 
     Raises:
         UsageError: A setting out of range.
@@ -124,6 +127,8 @@ class MtlSign(Scheme):
     weight: float = 0.3
     sharpness: float = 2.0
     settle: float = 20.0
+    spar: float = 0.0
+    spar_at: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.shards < 1 or not 1 <= self.directions <= self.shards:
@@ -136,16 +141,17 @@ class MtlSign(Scheme):
                 f"{self.triggers} triggers are too few for {self.shards} shards.",
                 expected=f"At least {_LEAST} triggers a shard.",
             )
-        positive = self.weight > 0 and self.sharpness > 0 and self.settle >= 0
+        positive = self.weight > 0 and self.sharpness > 0 and min(self.settle, self.spar) >= 0
         if not 0 < self.share <= 0.5 or not positive:
             raise UsageError(
                 f"Share {self.share}, weight {self.weight}, sharpness {self.sharpness}, "
-                f"settle {self.settle}.",
+                f"settle {self.settle}, spar {self.spar}.",
                 expected="A share above 0 and up to 0.5; weight and sharpness above 0; "
-                "settle 0 or more.",
+                "settle and spar 0 or more.",
             )
         object.__setattr__(self, "taps", tuple(self.taps))
         object.__setattr__(self, "read", tuple(self.read))
+        object.__setattr__(self, "spar_at", tuple(self.spar_at))
 
     def inputs_wanted(self) -> int:
         """Return four times as many candidates as triggers."""
@@ -208,15 +214,7 @@ class MtlSign(Scheme):
                 "MTL-Sign marks torch modules; this host is none.",
                 hint="Wrap the model:  earmark.hosts.module.ModuleHost(model)",
             )
-        if not self.taps:
-            return taps.last_features(host.model)
-        known = [name for name, _ in host.model.named_modules()]
-        found: dict[str, None] = {}
-        for pattern in self.taps:
-            stem = pattern.removesuffix(taps.INPUT)
-            for name in taps.choose(known, [stem], what="tap"):
-                found[name + pattern[len(stem) :]] = None
-        return tuple(found)
+        return _chosen(host.model, self.taps) if self.taps else taps.last_features(host.model)
 
     def _deeper(self, marked: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(
@@ -235,8 +233,10 @@ class MtlSign(Scheme):
         """
         self.check_key(key)
         inputs = _inputs_of(key)
-        read = key.layout.carrier if self.settle else _marked(key.layout)
-        with taps.reading(model, read) as seen, _answering(model) as answers:
+        read = key.layout.carrier if self.settle or self.spar else _marked(key.layout)
+        if self.spar:
+            read = tuple(dict.fromkeys(read + _chosen(model, self.spar_at)))
+        with taps.reading(model, read) as seen, answering(model) as answers:
             yield RidingMark(self, model, key, inputs, (seen, answers), forward)
 
     def measure(
@@ -305,6 +305,17 @@ def far_apart(points: NDArray[np.float64], count: int) -> NDArray[np.int64]:
         far[at] = -np.inf
         at = int(far.argmax())
     return chosen
+
+
+def _chosen(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the layers that names or globs, with ``:in`` or without, stand for."""
+    known = [name for name, _ in model.named_modules()]
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        stem = pattern.removesuffix(taps.INPUT)
+        for name in taps.choose(known, [stem], what="tap"):
+            found[name + pattern[len(stem) :]] = None
+    return tuple(found)
 
 
 def _digest(digests: Sequence[bytes]) -> str:
@@ -403,7 +414,7 @@ class RidingMark(Mark):
         self._scheme, self._model, self._forward = scheme, model, forward
         self._seen, self._answers = seen
         self._inputs = inputs
-        self._carrier = _marked(layout)
+        self._carrier, self._settled = _marked(layout), set(layout.carrier)
         self._signs = torch.tensor(
             [float(sign) for shard in key.shards for sign in labels_of(shard, each)]
         )
@@ -424,10 +435,13 @@ class RidingMark(Mark):
         self._classes: Tensor | None = None
         self._lr = self._peak = 0.0
         self._turn = 0
+        self._rest: Tree = None
+        self._partner = Partner(model, scheme.spar) if scheme.spar else None
 
     def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
-        """Return how far the triggers' order has been read."""
-        return {
+        """Return how far the triggers' order has been read, and how far a partner has come."""
+        partner = {"partner": self._partner.state_dict()} if self._partner else {}
+        return partner | {
             "round": self._round,
             "step": self._step,
             "turn": self._turn,
@@ -436,12 +450,14 @@ class RidingMark(Mark):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
-        """Go on with the triggers' order where a training was interrupted."""
+        """Go on with both where a training was interrupted."""
         if state:
             self._round, self._step = int(state["round"]), int(state["step"])
             self._turn = int(state["turn"])
             self._lr, self._peak = float(state["lr"]), float(state["peak"])
             self._order = self._shuffled()
+            if self._partner and "partner" in state:
+                self._partner.load_state_dict(state["partner"])
 
     def mix(self, batch: Tree) -> Tree:
         """Return the batch with its first samples, `riders` of them, replaced by triggers."""
@@ -456,7 +472,7 @@ class RidingMark(Mark):
         where = next(iter(batches.leaves(batch).values())).device
         some = batches.transform(some, lambda tensor: tensor.to(where))
         rest = batches.take(batch, slice(riders, None))
-        self._classes = _classes(rest)
+        self._classes, self._rest = classes_of(rest), rest
         return batches.join([some, rest])
 
     def after_step(self, lr: float) -> None:
@@ -470,13 +486,47 @@ class RidingMark(Mark):
             self._own_pass()
         riding, self._riding = self._riding, None
         assert riding is not None
-        terms = [self._term(name, riding) for name in self._carrier]
-        total = self._scheme.weight * torch.stack(terms).mean()
-        return total if self._classes is None else total + self._unsettled(self._classes)
+        total = self._scheme.weight * self._pushed(riding)
+        if self._classes is None:
+            return total
+        total = total + self._unsettled(self._classes)
+        if self._partner is None or self._late < _SPAR_FROM:
+            return total
+        return total + self._sparred(self._partner, self._classes)
+
+    def _pushed(self, riding: Tensor) -> Tensor:
+        return torch.stack([self._term(name, riding) for name in self._carrier]).mean()
+
+    @property
+    def _late(self) -> float:
+        """How far the learning rate has fallen from its peak, 0 to 1."""
+        return 1 - self._lr / self._peak if self._peak else 0.0
+
+    def _sparred(self, partner: Partner, classes: Tensor) -> Tensor:
+        """Let the partner squeeze features together, and push them where he has come to."""
+        rest, riding = self._rest, self._next(min(_SPAR_WITH, len(self._signs)))
+        where = classes.device
+        some = batches.take(self._inputs, riding)
+        both = batches.join([batches.transform(some, lambda tensor: tensor.to(where)), rest])
+
+        def attack() -> Tensor:
+            self._forward(self._model, rest)
+            scores = self._answers[-1]
+            groups, all_of_them = scores.detach().argmax(1), torch.ones_like(classes).float()
+            inner = [within(value, groups, all_of_them) for value in self._seen.values()]
+            squeezed = _SQUEEZE * torch.stack(inner).sum()
+            return functional.cross_entropy(scores.float(), classes) + squeezed
+
+        def push() -> Tensor:
+            self._forward(self._model, both)
+            self._length = batches.size(both)
+            return self._pushed(riding)
+
+        return partner.term(attack, push)
 
     def _unsettled(self, classes: Tensor) -> Tensor:
         """Return the term that settles the task's own samples, now and then."""
-        late = 1 - self._lr / self._peak if self._peak else 0.0
+        late = self._late
         if self._turn % _SETTLE_EVERY:
             return torch.zeros(())
         scores = self._answers[-1] if self._answers else None
@@ -487,9 +537,9 @@ class RidingMark(Mark):
         right = (groups == classes.to(groups.device)).float()
         settle = _SETTLE_EVERY * self._scheme.settle * late * (2 * right.mean() - 1).clamp(min=0)
         rest = [
-            (1.0 if name in self._carrier else 1 / 3) * _within(value[riders:], groups, right)
+            (1.0 if name in self._carrier else 1 / 3) * within(value[riders:], groups, right)
             for name, value in self._seen.items()
-            if len(value) == self._length
+            if name in self._settled and len(value) == self._length
         ]
         return settle * torch.stack(rest).sum()
 
@@ -541,52 +591,3 @@ class RidingMark(Mark):
             signs = torch.tensor(stream.signs(self._directions * width), dtype=torch.float32)
             self._heads[name] = signs.view(self._directions, width) / math.sqrt(width)
         return self._heads[name]
-
-
-@contextmanager
-def _answering(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep the latest scores of a classifier, (samples, classes), inside the block."""
-    kept: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        scores = getattr(output, "logits", output)
-        kept[:] = [scores] if isinstance(scores, Tensor) and scores.ndim == 2 else []
-
-    handle = model.register_forward_hook(keep)
-    try:
-        yield kept
-    finally:
-        handle.remove()
-
-
-def _classes(batch: Tree) -> Tensor | None:
-    """Return a batch's targets if they are classes, one integer a sample."""
-    targets = batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
-        return None
-    return targets
-
-
-def _within(features: Tensor, groups: Tensor, counted: Tensor) -> Tensor:
-    """Return the variance within groups over the whole variance, of the samples counted as 1."""
-    rows = features.float()
-    member = functional.one_hot(groups) * counted[:, None]
-    count = counted.sum().clamp(min=1)
-    square = (counted @ rows.square()).sum() / count
-    sums = member.T @ rows
-    between = (sums.square().sum(1) / member.sum(0).clamp(min=1)).sum() / count
-    whole = square - (sums.sum(0) / count).square().sum()
-    return (square - between) / whole.clamp(min=1e-6)
-
-
-@contextlib.contextmanager
-def frozen_norms(model: nn.Module) -> Iterator[None]:
-    """Keep normalization layers from taking statistics inside the block."""
-    modes = [(layer, layer.training) for layer in model.modules() if isinstance(layer, _NORMS)]
-    for layer, _ in modes:
-        layer.eval()
-    try:
-        yield
-    finally:
-        for layer, mode in modes:
-            layer.training = mode

@@ -36,7 +36,7 @@ from earmark.hosts.module import Forward, ModuleHost, plain_forward
 from earmark.keys.secret import Disclosure, Key, Shard
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes.base import Mark, Scheme
-from earmark.schemes.mtlsign import frozen_norms
+from earmark.schemes.settling import frozen_norms
 from earmark.task import Task
 
 MODES = ("frozen", "none", "func", "da", "func+da")
