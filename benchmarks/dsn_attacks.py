@@ -191,7 +191,12 @@ def distil(b: Bench) -> Iterator[Row]:
 def excise(b: Bench) -> Iterator[Row]:
     """D6 and table 3: cut the gate out, prune; best of what the thief may try."""
     generator = torch.Generator().manual_seed(b.seed)
-    layers = [(n, m) for n, m in b.model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    layers = [
+        (name, module)
+        for name, module in b.model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and not name.endswith("out_proj")  # attention takes its weights and does not call it
+    ]
     x = b.train[0][:600]
     stamped = b.entry.present(x, random_codes(len(x), len(b.code), generator))
     for name, _ in layers[:-1]:
@@ -234,7 +239,8 @@ def _cut(
         model(x)
         model(stamped)
     handle.remove()
-    plain, other = (item.flatten(2).mean(2) if item.ndim > 2 else item for item in seen)
+    conv = isinstance(module, nn.Conv2d)
+    plain, other = (_by_unit(item, conv=conv) for item in seen)
     react = (plain.mean(0) - other.mean(0)).abs() / (plain.std(0) + other.std(0) + 1e-6)
     chosen = react.argsort(descending=True)[: max(1, int(share * len(react)))]
     if way == "largest bias to zero":
@@ -247,10 +253,20 @@ def _cut(
 
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         made = output.clone()
-        made[:, chosen] = level.view(1, -1, *[1] * (output.ndim - 2))
+        if conv:
+            made[:, chosen] = level.view(1, -1, 1, 1)
+        else:
+            made[..., chosen] = level
         return made
 
     module.register_forward_hook(hook)
+
+
+def _by_unit(output: Tensor, *, conv: bool) -> Tensor:
+    """Return a layer's output, (samples, units), averaged over places or steps."""
+    if conv:
+        return output.flatten(2).mean(2)
+    return output.flatten(1, -2).mean(1) if output.ndim > 2 else output
 
 
 def overwrite(b: Bench) -> Iterator[Row]:
