@@ -109,6 +109,7 @@ def test_a_plan_gives_the_same_rows_inline_and_on_processes_and_runs_no_cell_twi
     assert again == alone
 
 
+@pytest.mark.slow  # the executor's own test above has a killed worker, too
 def test_a_worker_killed_in_a_cell_costs_no_row(tmp_path, monkeypatch, inline):
     from toy_jobs import PLAN, killed_once
 
