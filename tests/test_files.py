@@ -60,12 +60,18 @@ def test_a_new_name_is_on_the_disk_when_the_file_is(tmp_path, monkeypatch) -> No
     files.write_bytes(tmp_path / "a", b"new")
     assert synced == [False, True]
 
-    def unable(handle: int) -> None:
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
+    for code in (errno.EINVAL, errno.EACCES, errno.EIO):
 
-    monkeypatch.setattr(os, "fsync", unable)
-    files.write_bytes(tmp_path / "b", b"new")  # a file system that cannot
+        def unable(handle: int, code: int = code) -> None:
+            if stat.S_ISDIR(os.fstat(handle).st_mode):
+                raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", unable)
+        if code == errno.EIO:
+            with pytest.raises(OutputError, match="Input/output"):
+                files.write_bytes(tmp_path / "b", b"new", overwrite=True)
+        else:  # a folder that cannot be synced
+            files.write_bytes(tmp_path / "b", b"new", overwrite=True)
     assert (tmp_path / "b").read_bytes() == b"new"
 
 

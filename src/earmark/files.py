@@ -15,6 +15,9 @@ from earmark.errors import FileError, FormatError, IntegrityError, OutputError, 
 
 T = TypeVar("T")
 
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+"""What network file systems say, and folders that may be written and not read."""
+
 
 @contextmanager
 def replacing(path: str | Path, *, overwrite: bool = False, mode: int = 0o644) -> Iterator[Path]:
@@ -60,14 +63,15 @@ def _sync_folder(path: Path) -> None:
     """Make a new name in a folder survive a power cut, where folders can be synced."""
     if os.name != "posix":  # pragma: no cover - they cannot
         return
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # what some network file systems say
+        if error.errno not in _CANNOT_SYNC:
             raise
-    finally:
-        os.close(handle)
 
 
 def require_writable(path: str | Path) -> None:

@@ -1,6 +1,7 @@
 """A sparring partner attacks weights of his own, and the mark's slope there is what is learned."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,39 @@ def test_the_term_has_the_marks_slope_where_the_partner_has_come_to(weight):
         assert torch.allclose(one / weight, two / max(1.0, length), rtol=1e-3, atol=1e-5)
 
 
+def test_slopes_that_are_not_finite_begin_a_new_bout():
+    model = small().train()
+    partner, steps = Partner(model, 1.0), iter(range(9))
+
+    def attack():
+        return attack_on(model)() * (torch.inf if next(steps) == 2 else 1.0)
+
+    for bad in (False, False, True, False):
+        broken = torch.nan if bad else 1.0
+        term = partner.term(attack, lambda broken=broken: mark_on(model)() * broken)
+        assert float(term.detach()) == 0.0
+        if not bad:
+            assert bool(torch.autograd.grad(term, model[0].weight)[0].isfinite().all())
+    assert partner.state_dict()["step"] == 1
+    model[0].requires_grad_(requires_grad=False)
+    partner.term(attack, mark_on(model))  # other parameters are trained now
+
+
+def test_the_partner_has_his_own_answers_under_autocast():
+    model, seen = small().train(), []
+
+    def mark():
+        seen.append(model(X).float())
+        return seen[-1].square().mean()
+
+    partner = Partner(model, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        own = model(X).float()
+        for _ in range(6):
+            partner.term(lambda: attack_on(model)().float(), mark)
+    assert float((seen[-1] - own).abs().max().detach()) > 1
+
+
 def test_after_a_bout_the_partner_begins_anew():
     model, partners = small().train(), []
     partner = Partner(model, 1.0)
@@ -124,6 +158,39 @@ def test_a_mark_that_spars_is_embedded_and_resumed(tmp_path):
     resumed = marked(checkpoint=path)
     for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+class Paired(nn.Module):
+    """Returns its scores beside something else."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs):
+        return self.inner(inputs), inputs
+
+
+@pytest.mark.parametrize("kind", ["paired", "frozen"])
+def test_what_cannot_spar_is_marked_without(kind):
+    task = zoo.image_task("small-cnn", load("digits"))
+    scheme = MtlSign(triggers=64, shards=4, spar=0.2)
+    model = task.model().train()
+    inputs = batches.join(list(task.stream("train", 0))[:2])
+    if kind == "paired":
+        model = Paired(model).train()
+    else:
+        model.requires_grad_(requires_grad=False)
+        model.head.requires_grad_(requires_grad=True)
+    key = replace(scheme, taps=("inner.fc",) if kind == "paired" else ("fc",)).new_key(
+        task.host(model), inputs=inputs
+    )
+    with scheme.attach(model, key) as mark:
+        for lr in (0.1, 0.01):
+            mark.after_step(lr)
+            model(mark.mix(next(iter(task.stream("train", 1))))[0])
+            mark.loss()
+        assert mark.state_dict()["partner"]["step"] == 0
 
 
 def test_there_is_no_sparring_while_the_rate_is_high():

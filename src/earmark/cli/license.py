@@ -302,7 +302,7 @@ def tracing_keys(vault: Vault, phrase: str) -> list[tuple[Key, str]]:
     return [
         (vault.key(item.id, phrase), item.commitment.commitment)
         for item in vault.registrations()
-        if item.opening.layout.scheme == "tracing"
+        if item.traces
     ]
 
 

@@ -219,7 +219,7 @@ def copy_of(
             raise KeyLayoutError(error.what, hint=hint) from error
         own, theirs = (model, parent.serial), (made, serial)
         require_same(task, parent.layout, own, theirs)
-        way = "in front of the parent"
+        way = "in front of the parent; it is loaded with earmark.hosts.front.load_copy"
     elif teacher is None:
         raise UsageError("--epochs distils the copy.", hint="Pass --teacher, your own weights.")
     else:
@@ -232,7 +232,6 @@ def copy_of(
             model=model,
             others=[parent.serial, *others],
         )
-        made = rekey(made, parent.layout, serial, serial)  # the front refuses faint numbers
         way = f"distilled for {epochs} epochs"
     save_release(made, output)
-    return f"{way}; it is loaded with earmark.hosts.front.load_copy"
+    return way

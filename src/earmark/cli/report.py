@@ -31,8 +31,8 @@ def command(
     the verdict is judged again from the evidence. Exit code 4 if anything was changed.
     """
     from earmark.report import archive
-    from earmark.report.checks import check_dossier
-    from earmark.report.dossier import read_dossier
+    from earmark.report.checks import check_files
+    from earmark.report.dossier import content_of
     from earmark.report.page import render, write_page
 
     if vkey is not None:
@@ -43,18 +43,17 @@ def command(
             f"'{dossier}' is a dossier of what a community decided.",
             hint=f"Check it with:  earmark claim check {dossier}",
         )
-    checks = check_dossier(dossier, vkey=vkey)
+    checks, content = check_files(contents, vkey=vkey), content_of(contents)
     lines = [line(check.status, f"{check.name}  {check.detail}".rstrip()) for check in checks]
     listed: list[Json] = [
         {"name": item.name, "status": item.status, "detail": item.detail} for item in checks
     ]
     if output is not None:
-        content = read_dossier(dossier).report
-        if content is None:
+        if content.report is None:
             raise UsageError(f"Dossier '{dossier}' holds no report to write.")
-        write_page(output, render(content), overwrite=force)
+        write_page(output, render(content.report), overwrite=force)
         lines.append(f"{output} written.")
-    verdict = read_dossier(dossier).verdict
+    verdict = content.verdict
     lines.append(
         f"THE DOSSIER HOLDS: mark {verdict.outcome.value}, {verdict.bits:,.1f} bits, "
         "as far as the notes allow."

@@ -90,21 +90,22 @@ def command(
         line("revocation", checked),
         line("weights", f"{output} written" if output else "open; nothing written"),
     ]
-    if output is not None and _has_front(output):
+    fronted = _has_front(weights)
+    if fronted:
         lines.append(line("needs", _NEEDS))
     payload: dict[str, Json] = {
         "license": record.to_json(),
         "revocation_checked": ledger_path is not None,
         "output": None if output is None else str(output),
+        "needs_number": fronted,
     }
     return emit("unlock", lines, payload, as_json=as_json)
 
 
-def _has_front(path: Path) -> bool:
-    """Tell whether weights are a copy with the neural lock, which does not load like others."""
-    from earmark.hosts.files import FilesHost
-
-    return any(name.startswith("input_front_") for name in FilesHost(path).tensor_names())
+def _has_front(weights: bytes) -> bool:
+    """Tell whether a safetensors header names a front's tensors: such a copy needs its number."""
+    size = int.from_bytes(weights[:8], "little")
+    return b'"input_front_' in weights[8 : 8 + min(size, 1 << 24)]
 
 
 def _void(path: Path, signed: Signed, issuer: str) -> frozenset[int]:

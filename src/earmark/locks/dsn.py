@@ -35,6 +35,7 @@ from earmark.locks.entry import (
     inputs_of,
     layout_of,
     require_taken,
+    require_unused,
     try_codes,
     with_inputs,
 )
@@ -149,8 +150,10 @@ class Dsn(Lock):
 
         recipe = Recipe(epochs=self.epochs, lr=self.lr, optimizer="adamw", weight_decay=0.0)
         steps = 0
-        for _ in task.stream("train", seed):
+        for batch in task.stream("train", seed):
             steps += 1
+            if isinstance(entry, Tokens):
+                require_unused(inputs_of(batch), entry.first, entry.width)
         loss.total = max(1, steps * self.epochs)
         made = train(
             task, seed=seed, recipe=recipe, model=model, loss=loss, events=events, label="lock"

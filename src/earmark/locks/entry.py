@@ -245,6 +245,21 @@ def try_codes(
     return torch.cat(found)
 
 
+def require_unused(inputs: Tensor, first: int, width: int) -> None:
+    """Refuse texts that use the tokens of which numbers are made.
+
+    Raises:
+        CapacityError: One does; names the token.
+    """
+    used = inputs[(inputs >= first) & (inputs < first + (1 << width))]
+    if used.numel():
+        raise CapacityError(
+            f"The task's texts use token {int(used[0])}, which the number needs for itself.",
+            expected=f"{1 << width} tokens that no text uses; here from {first} on.",
+            hint="Say where such tokens begin: first=N, or --set first=N.",
+        )
+
+
 def require_taken(
     model: nn.Module, entry: Entry, batch: batches.Tree, forward: Forward, *, number: bool = True
 ) -> None:
@@ -264,7 +279,7 @@ def require_taken(
     try:
         with taps.frozen_forward(model):
             forward(model, entry.present(few, torch.ones(entry.bits)) if number else few)
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+    except Exception as error:
         name = (
             "model does not take an input that carries"
             if number
@@ -292,8 +307,8 @@ def layout_of(
         tokens: For sequences, the first reserved token and the bits a token.
 
     Raises:
-        CapacityError: The images have too few pixels, the bits do not fill whole tokens, or the
-            texts use tokens that the number needs.
+        CapacityError: The images have too few pixels, the bits do not fill whole tokens, or texts
+            of this batch use tokens that the number needs.
         HostError: Inputs of another kind.
     """
     inputs = inputs_of(batch)
@@ -314,13 +329,7 @@ def layout_of(
         first, width = tokens
         if width < 1 or bits % width:
             raise CapacityError(f"{bits} bits do not fill tokens of {width} bits.")
-        used = inputs[(inputs >= first) & (inputs < first + (1 << width))]
-        if used.numel():
-            raise CapacityError(
-                f"The task's texts use token {int(used[0])}, which the number needs for itself.",
-                expected=f"{1 << width} tokens that no text uses; here from {first} on.",
-                hint="Say where such tokens begin: first=N, or --set first=N.",
-            )
+        require_unused(inputs, first, width)
         return Layout("dsn", 1, ("tokens",), bits, 1, {"first": first, "width": width})
     if inputs.is_floating_point() and inputs.ndim == 2:
         return Layout("dsn", 1, ("columns",), bits, 1, {})

@@ -15,7 +15,7 @@ from earmark.errors import FormatError
 from earmark.locks.serial import format_serial, parse_serial
 from earmark.records import Layout
 
-_FORMAT = "earmark/locked-parent/1"
+_FORMAT = "earmark/locked-parent/2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,12 +108,14 @@ class Party:
     def committed(self, commitment: str) -> Logged | None:
         """Return the entry from which a commitment of this party's counts, or null.
 
-        Without a key it is the first entry with it that anybody sent.
+        Without a key it is that of the first who sent it.
         """
         self.sync()
-        if self._key is not None:
-            return self.history.committed(commitment, self.public)
-        return next(iter(self.history.commits.get(commitment, ())), None)
+        sent = self.history.commits.get(commitment)
+        if not sent:
+            return None
+        owner = sent[0].message.sender if self._key is None else self.public
+        return self.history.committed(commitment, owner)
 
     def beacon(self, commitment: str, *, patience: float = 0.0) -> str | None:
         """Return the value that was drawn for a commitment, or null.

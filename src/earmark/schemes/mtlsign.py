@@ -87,8 +87,9 @@ class MtlSign(Scheme):
             the learning rate falls from its peak, and does nothing at a constant rate, or where
             targets are no classes. 0 switches it off; less of it costs less of the task.
         spar: Weight of what the mark learns from a sparring partner, who squeezes features together
-            in a copy of the weights meanwhile; 0 for none. A step then takes two to three times
-            as long (:mod:`earmark.schemes.sparring`).
+            in a copy of the weights meanwhile; 0 for none. He comes once the learning rate has
+            fallen, where targets are classes. A step then takes two to three times as long
+            (:mod:`earmark.schemes.sparring`).
         spar_at: Layers where the partner squeezes, beside those that the judge reads; names or
             globs, as for `taps`.
 
@@ -141,7 +142,7 @@ class MtlSign(Scheme):
                 f"{self.triggers} triggers are too few for {self.shards} shards.",
                 expected=f"At least {_LEAST} triggers a shard.",
             )
-        positive = self.weight > 0 and self.sharpness > 0 and min(self.settle, self.spar) >= 0
+        positive = self.weight > 0 and self.sharpness > 0 and self.settle >= 0 and self.spar >= 0
         if not 0 < self.share <= 0.5 or not positive:
             raise UsageError(
                 f"Share {self.share}, weight {self.weight}, sharpness {self.sharpness}, "
@@ -486,13 +487,15 @@ class RidingMark(Mark):
             self._own_pass()
         riding, self._riding = self._riding, None
         assert riding is not None
-        total = self._scheme.weight * self._pushed(riding)
+        pushed = self._pushed(riding)
+        total = self._scheme.weight * pushed
         if self._classes is None:
             return total
+        known = bool(self._answers) and int(self._classes.max()) < self._answers[-1].shape[1]
         total = total + self._unsettled(self._classes)
-        if self._partner is None or self._late < _SPAR_FROM:
-            return total
-        return total + self._sparred(self._partner, self._classes)
+        if self._partner and known and pushed.requires_grad and self._late >= _SPAR_FROM:
+            total = total + self._sparred(self._partner, self._classes)
+        return total
 
     def _pushed(self, riding: Tensor) -> Tensor:
         return torch.stack([self._term(name, riding) for name in self._carrier]).mean()

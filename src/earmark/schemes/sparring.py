@@ -12,6 +12,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,9 @@ _BOUT = 40
 
 class Partner:
     """Weights that an attacker works on while a model is trained.
+
+    Layers that change a buffer in place and use it in the same pass, other than batch norms, cannot
+    spar: autograd refuses them.
 
     Args:
         model: The model in training.
@@ -58,10 +62,11 @@ class Partner:
             mark: Runs the model and returns what the mark makes smaller.
 
         Returns:
-            A scalar whose gradient is the mark's, no longer than the weight; its value is none.
+            A scalar of value 0 whose gradient is the mark's, no longer than the weight. It is 0,
+            and the partner begins anew, where a slope is not finite.
         """
         own = [item for item in self._model.parameters() if item.requires_grad]
-        if self._step % _BOUT == 0:
+        if self._step % _BOUT == 0 or [v.shape for v in self._speed] != [p.shape for p in own]:
             self._weights = [item.detach().clone() for item in self._tensors()]
             self._speed = [torch.zeros_like(item) for item in own]
         self._step += 1
@@ -69,9 +74,12 @@ class Partner:
             self._attack(own, torch.autograd.grad(attack(), own, allow_unused=True))
             found = torch.autograd.grad(mark(), own, allow_unused=True)
         pairs = [(one, two) for one, two in zip(own, found, strict=True) if two is not None]
-        length = float(torch.stack([two.norm() for _, two in pairs]).norm())
-        scale = self._weight / max(1.0, length) if length < float("inf") else 0.0
-        return torch.stack([(one * two).sum() for one, two in pairs]).sum() * scale
+        length = _length([two for _, two in pairs])
+        if not math.isfinite(length):
+            self._step = 0
+            return torch.zeros((), device=own[0].device)
+        term = torch.stack([(one * two).sum() for one, two in pairs]).sum()
+        return (term - term.detach()) * (self._weight / max(1.0, length))
 
     def state_dict(self) -> dict[str, Any]:  # Any: tensors and plain values
         """Return how far the partner has come."""
@@ -87,8 +95,11 @@ class Partner:
 
     def _attack(self, own: list[nn.Parameter], slopes: tuple[Tensor | None, ...]) -> None:
         """Take one step of SGD with momentum on what is in place."""
-        known = [item for item in slopes if item is not None]
-        shrink = min(1.0, _CLIP / (float(torch.stack([s.norm() for s in known]).norm()) + 1e-6))
+        length = _length([item for item in slopes if item is not None])
+        if not math.isfinite(length):
+            self._step = 0
+            return
+        shrink = min(1.0, _CLIP / (length + 1e-6))
         for item, slope, speed in zip(own, slopes, self._speed, strict=True):
             if slope is None:
                 continue
@@ -109,5 +120,10 @@ class Partner:
             self._exchange()
 
     def _exchange(self) -> None:
+        torch.clear_autocast_cache()  # it knows weights by their name, not by what they hold
         for item, other in zip(self._tensors(), self._weights, strict=True):
             item.data, other.data = other.data, item.data
+
+
+def _length(slopes: list[Tensor]) -> float:
+    return float(torch.stack([item.norm() for item in slopes]).norm())
