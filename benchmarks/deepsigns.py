@@ -379,8 +379,9 @@ def odd(cell: Cell, given: torch.Tensor) -> dict[str, torch.Tensor]:
     known = cell.images.inputs("train")[:2000].flatten(1)
     pixels = given.flatten(1)
     rough = (given[..., 1:] - given[..., :-1]).square().mean(dim=(1, 2, 3))
+    control = cell.control()  # trained here if it is not kept
     with torch.no_grad():
-        sure = cell.control()(given).softmax(1).amax(1)
+        sure = control(given).softmax(1).amax(1)
     return {
         "distance": torch.cdist(pixels, known).topk(5, largest=False).values[:, -1],
         "confidence": -sure,
