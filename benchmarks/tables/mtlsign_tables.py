@@ -107,8 +107,9 @@ def settings() -> str:
     """Return what other settings leave after collapse behind every stage, with drops in points."""
     base = [row for row in rows_of("mtlsign") if row["network"] == "resnet8-small"]
     base = [row for row in base if row["data"] == "fashion-mnist" and row["epochs"] == 16]
+    base = [row for row in base if not row["settings"]]
     twins = {row["seed"]: row["utility"] for row in base if row["attack"] == "twin"}
-    rows = [row for row in base if not row["settings"] and row["seed"] in (1, 4)]
+    rows = [row for row in base if row["seed"] in (1, 4)]
     groups: dict[tuple[str, int], dict[str, dict]] = {}
     for row in [*rows, *rows_of("mtlsign_settings")]:
         groups.setdefault((_settings(row), row["seed"]), {})[row["attack"]] = row
