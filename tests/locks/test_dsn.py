@@ -58,20 +58,6 @@ def test_every_single_wrong_bit_and_odd_value_is_refused(sold):
         assert accuracy(sold, values) <= 20
 
 
-def test_neighbouring_numbers_give_unrelated_codes():
-    number = int.from_bytes(bytes(range(16)), "big")
-    distances = [
-        int(
-            (code_of(bytes(range(16)), 64) != code_of((number ^ 1 << i).to_bytes(16, "big"), 64))
-            .sum()
-            .item()
-        )
-        for i in range(128)
-    ]
-    assert min(distances) >= 16
-    assert 30 < sum(distances) / 128 < 34
-
-
 def test_the_copy_is_of_the_tasks_own_class_and_the_teacher_is_untouched(sold):
     fresh = sold.task.model()
     assert type(sold.model) is type(fresh)
@@ -89,59 +75,6 @@ def test_the_same_seed_gives_the_same_copy(sold):
         for _ in range(2)
     ]
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
-
-
-def test_pixels_change_only_their_places_and_twice_is_once():
-    layout = layout_of(torch.rand(4, 3, 16, 16), bits=32, repeat=2, place="spread", tokens=(0, 1))
-    entry = entry_of(layout, bytes(16))
-    assert isinstance(entry, Pixels)
-    images, code = torch.rand(4, 3, 16, 16), code_of(bytes(16), 32)
-    before = images.clone()
-    once = entry.present(images, code)
-    assert torch.equal(images, before)
-    assert torch.equal(entry.present(once, code), once)
-    changed = (once != images).flatten(2).any(1).any(0).nonzero()[:, 0]
-    assert set(changed.tolist()) <= set(entry.places.tolist())
-    assert len(set(entry.places.tolist())) == 64
-    stamped = once.flatten(2)[:, :, entry.places]
-    assert stamped.unique().tolist() == pytest.approx([entry.low, entry.high], abs=1e-5)
-    assert torch.equal(stamped[:, 0], stamped[:, 2])
-
-
-def test_a_patch_stays_in_one_corner_and_the_published_one_bottom_right():
-    images = torch.rand(2, 1, 28, 28)
-    corners = set()
-    for i in range(24):
-        layout = layout_of(images, bits=64, repeat=1, place="patch", tokens=(0, 1))
-        places = entry_of(layout, bytes([i]) * 16).places
-        rows, columns = places // 28, places % 28
-        assert int(rows.max() - rows.min()) == int(columns.max() - columns.min()) == 7
-        corners.add((int(rows.min()), int(columns.min())))
-    assert corners == {(0, 0), (0, 20), (20, 0), (20, 20)}
-    layout = layout_of(images, bits=9, repeat=1, place="corner", tokens=(0, 1))
-    assert entry_of(layout, bytes(16)).places.tolist() == [
-        28 * row + column for row in (25, 26, 27) for column in (25, 26, 27)
-    ]
-
-
-def test_inputs_without_a_way_in_are_refused():
-    with pytest.raises(HostError):
-        layout_of(torch.zeros(2, 3, 4), bits=16, repeat=1, place="patch", tokens=(0, 1))
-    with pytest.raises(CapacityError, match="setting bits"):
-        layout_of(torch.rand(2, 1, 8, 8), bits=64, repeat=1, place="patch", tokens=(0, 1))
-    with pytest.raises(CapacityError):
-        layout_of(torch.zeros(2, 5).long(), bits=10, repeat=1, place="patch", tokens=(9, 8))
-    with pytest.raises(CapacityError, match="use token 7") as told:
-        layout_of(torch.full((2, 5), 7), bits=16, repeat=1, place="patch", tokens=(0, 8))
-    assert "--set first=N" in str(told.value)
-    with pytest.raises(HostError):
-        layout_of(["text"], bits=16, repeat=1, place="patch", tokens=(0, 1))
-    with pytest.raises(KeyLayoutError):
-        entry_of(Layout("dsn", 1, ("smell",), 16, 1, {}), bytes(16))
-    with pytest.raises(KeyLayoutError):
-        entry_of(Layout("dsn", 1, ("pixels",), 16, 1, {}), bytes(16))
-    with pytest.raises(KeyLayoutError):
-        Dsn().entry(Layout("deepwater", 1, ("fc",), 16, 1, {}), bytes(16))
 
 
 def test_a_model_that_cannot_be_presented_a_number_says_what_it_needs():
@@ -164,6 +97,14 @@ def test_a_model_that_cannot_be_presented_a_number_says_what_it_needs():
         with pytest.raises(HostError, match="carries a number") as told:
             lock.fit(task, _Constant(), bytes(16), layout=way, seed=0)
         assert needs in str(told.value)
+    lock = Dsn(bits=16, epochs=1, first=8, width=4)
+    task = rows_task(
+        lambda: Sequence(generate=False, steps=9),
+        lambda _: (torch.tensor([[1, 2]] * 99 + [[1, 9]]), torch.zeros(100).long()),
+    )
+    with pytest.raises(CapacityError, match="use token 9") as told:
+        lock.fit(task, _Constant(), bytes(16), layout=layout(words), seed=0)
+    assert "--set first=N" in str(told.value)
     task = rows_task(lambda: Table(3, 16), lambda _: (rows, torch.zeros(4).long()))
     with pytest.raises(HostError, match="unlocked model fails without") as told:
         Dsn(bits=16, epochs=1).fit(task, Table(3, 16), bytes(16), layout=layout(rows), seed=0)
@@ -192,6 +133,11 @@ class _Constant(nn.Module):
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(UsageError):
         Dsn(**settings)
+
+
+def test_the_layout_of_another_scheme_is_refused():
+    with pytest.raises(KeyLayoutError):
+        Dsn().entry(Layout("deepwater", 1, ("fc",), 16, 1, {}), bytes(16))
 
 
 def test_the_registry_knows_the_locks():

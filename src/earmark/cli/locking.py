@@ -209,9 +209,10 @@ def copy_of(
             f"'{weights}' is not the locked parent that the .lock file is of.",
             hint="Pass the weights that earmark license lock wrote beside it.",
         )
-    model, way_in = load_suspect(task.model(), weights), entry_of(parent.layout, serial)
-    require_taken(model, way_in, task.samples(2, seed=0), task.forward)
+    model = load_suspect(task.model(), weights)
     if epochs is None:
+        way_in = entry_of(parent.layout, serial)
+        require_taken(model, way_in, task.samples(2, seed=0), task.forward)
         try:
             made = rekey(model, parent.layout, parent.serial, serial)
         except KeyLayoutError as error:

@@ -141,19 +141,17 @@ class Dsn(Lock):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 model = task.model()
-        first = next(iter(task.stream("train", seed)))
-        entry = self.entry(layout, serial)
-        require_taken(teacher, entry, first, task.forward, number=False)
-        require_taken(model, entry, first, task.forward)
-        teacher = copy.deepcopy(teacher).eval()
-        loss = LockLoss(self, task, teacher, layout, serial, seed=seed, others=others)
-
-        recipe = Recipe(epochs=self.epochs, lr=self.lr, optimizer="adamw", weight_decay=0.0)
-        steps = 0
+        steps, entry = 0, self.entry(layout, serial)
         for batch in task.stream("train", seed):
-            steps += 1
+            if steps == 0:
+                require_taken(teacher, entry, batch, task.forward, number=False)
+                require_taken(model, entry, batch, task.forward)
             if isinstance(entry, Tokens):
                 require_unused(inputs_of(batch), entry.first, entry.width)
+            steps += 1
+        teacher = copy.deepcopy(teacher).eval()
+        loss = LockLoss(self, task, teacher, layout, serial, seed=seed, others=others)
+        recipe = Recipe(epochs=self.epochs, lr=self.lr, optimizer="adamw", weight_decay=0.0)
         loss.total = max(1, steps * self.epochs)
         made = train(
             task, seed=seed, recipe=recipe, model=model, loss=loss, events=events, label="lock"

@@ -307,8 +307,7 @@ def layout_of(
         tokens: For sequences, the first reserved token and the bits a token.
 
     Raises:
-        CapacityError: The images have too few pixels, the bits do not fill whole tokens, or texts
-            of this batch use tokens that the number needs.
+        CapacityError: The images have too few pixels, or the bits do not fill whole tokens.
         HostError: Inputs of another kind.
     """
     inputs = inputs_of(batch)
@@ -329,7 +328,6 @@ def layout_of(
         first, width = tokens
         if width < 1 or bits % width:
             raise CapacityError(f"{bits} bits do not fill tokens of {width} bits.")
-        require_unused(inputs, first, width)
         return Layout("dsn", 1, ("tokens",), bits, 1, {"first": first, "width": width})
     if inputs.is_floating_point() and inputs.ndim == 2:
         return Layout("dsn", 1, ("columns",), bits, 1, {})

@@ -1,8 +1,7 @@
-"""What squeezing features together needs: a model's answers, their classes, and a variance."""
+"""What is needed to squeeze features together: answers, classes, a variance, norms at rest."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,7 +52,7 @@ def within(features: Tensor, groups: Tensor, counted: Tensor) -> Tensor:
     return (square - between) / whole.clamp(min=1e-6)
 
 
-@contextlib.contextmanager
+@contextmanager
 def frozen_norms(model: nn.Module) -> Iterator[None]:
     """Keep normalization layers from taking statistics inside the block."""
     modes = [(layer, layer.training) for layer in model.modules() if isinstance(layer, _NORMS)]
