@@ -157,6 +157,7 @@ NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "small-cnn": SmallCnn,
     "resnet8": ResNet,
     "resnet8-small": lambda shape, classes: ResNet(shape, classes, stride=2),
+    "resnet8-wide": lambda shape, classes: ResNet(shape, classes, stride=2, width=32),
     "resnet20": lambda shape, classes: ResNet(shape, classes, blocks=3),
     "vgg": Vgg,
 }
