@@ -52,7 +52,8 @@ from earmark.keys.secret import Disclosure, Key
 from earmark.policy import log2_p
 from earmark.schemes import mtlsign
 from earmark.schemes.conceal import SETTINGS, conceal
-from earmark.schemes.mtlsign import MtlSign, labels_of
+from earmark.schemes.mtlsign import MtlSign
+from earmark.schemes.riding import labels_of
 from earmark.task import Task
 from earmark.training import train
 

@@ -22,8 +22,9 @@ from earmark.policy import judge, log2_p
 from earmark.records import Outcome
 from earmark.schemes import mtlsign_paper as paper
 from earmark.schemes import refit
-from earmark.schemes.mtlsign import MtlSign, labels_of
+from earmark.schemes.mtlsign import MtlSign
 from earmark.schemes.mtlsign_paper import MtlSignPaper
+from earmark.schemes.riding import labels_of
 from earmark.training import train
 
 

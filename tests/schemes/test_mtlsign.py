@@ -29,7 +29,8 @@ from earmark.keys.secret import Disclosure, Key
 from earmark.policy import log2_p
 from earmark.records import Access
 from earmark.schemes import refit, settling
-from earmark.schemes.mtlsign import MtlSign, far_apart, labels_of
+from earmark.schemes.mtlsign import MtlSign, far_apart
+from earmark.schemes.riding import labels_of
 from earmark.training import train
 
 OWNER = "ab" * 32

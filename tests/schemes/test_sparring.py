@@ -139,9 +139,11 @@ def test_a_model_across_processes_has_no_partner():
         Partner(wrapped, 1.0)
 
 
-def test_a_mark_that_spars_is_embedded_and_resumed(tmp_path):
+@pytest.mark.parametrize("neighbours", [0.0, 0.05])
+def test_a_mark_that_spars_is_embedded_and_resumed(tmp_path, neighbours):
     task = zoo.image_task("small-cnn", load("digits"), recipe={"epochs": 6, "lr": 0.05})
     scheme = MtlSign(triggers=128, shards=4, share=0.25, weight=0.5, spar=0.2)
+    scheme = replace(scheme, neighbours=neighbours)
     inputs = batches.join(list(task.stream("train", 0))[:4])
     key = scheme.new_key(task.host(task.model()), inputs=inputs, secret=bytes(32))
 

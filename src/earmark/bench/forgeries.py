@@ -30,8 +30,8 @@ from earmark.keys.secret import Key
 from earmark.records import Layout, Outcome
 from earmark.schemes import refit
 from earmark.schemes.embedding import fresh_model
-from earmark.schemes.mtlsign import labels_of
 from earmark.schemes.mtlsign_paper import MtlSignPaper, accepted
+from earmark.schemes.riding import labels_of
 from earmark.task import Task
 
 CLAIM = 64.0

@@ -26,7 +26,8 @@ from earmark.hosts import batches, taps
 from earmark.hosts.batches import Tree
 from earmark.keys.secret import Key
 from earmark.schemes.base import Mark, Scheme
-from earmark.schemes.mtlsign import OWN_PASS, MtlSign
+from earmark.schemes.mtlsign import MtlSign
+from earmark.schemes.riding import OWN_PASS
 from earmark.schemes.settling import frozen_norms
 from earmark.task import Task
 from earmark.training import Recipe, Trained, distillation_loss, train
@@ -77,7 +78,7 @@ def conceal(
         The marked network.
 
     Raises:
-        UsageError: A reach or hold that makes no sense, or a scheme that settles samples.
+        UsageError: A reach or hold that makes no sense, or a scheme that changes all samples.
         HostError: The network gives no class scores, or the loss became NaN or infinite.
         KeyLayoutError, CarrierError: As :meth:`earmark.schemes.mtlsign.MtlSign.attach`.
 
@@ -130,10 +131,15 @@ def require_hiding(scheme: Scheme) -> MtlSign:
     """Return a scheme that can be concealed.
 
     Raises:
-        UsageError: It is another one than MTL-Sign, or settles samples.
+        UsageError: It is another one than MTL-Sign, or settles samples or marks neighbours.
     """
     if not isinstance(scheme, MtlSign):
         raise UsageError(f"Scheme '{scheme.name}' cannot be concealed.", expected="mtlsign.")
+    if scheme.neighbours:
+        raise UsageError(
+            f"A mark on neighbours ({scheme.neighbours:g}) cannot be concealed.",
+            hint="Set neighbours to 0: they change features of every sample, which shows.",
+        )
     if scheme.settle:
         raise UsageError(
             f"A mark that settles samples (settle {scheme.settle:g}) cannot be concealed.",

@@ -19,7 +19,6 @@ directions, so that erasing one leaves the others.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,15 +26,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from earmark.errors import (
     AccessError,
     CapacityError,
-    HostError,
     KeyFileError,
     KeyLayoutError,
     UsageError,
@@ -48,14 +44,11 @@ from earmark.keys.secret import Disclosure, Key, Shard, tried
 from earmark.keys.stream import public_stream
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes import refit
-from earmark.schemes.base import Mark, Scheme
-from earmark.schemes.settling import answering, classes_of, frozen_norms, within
-from earmark.schemes.sparring import Partner
+from earmark.schemes.base import Scheme
+from earmark.schemes.riding import RidingMark, labels_of, marked_of
+from earmark.schemes.settling import answering
 
 _LEAST = 16
-OWN_PASS = 32
-_SETTLE_EVERY = 2
-_SPAR_FROM, _SPAR_WITH, _SQUEEZE = 0.15, 64, 30.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,9 @@ class MtlSign(Scheme):
     triggers add `settle * (1 - lr / peak) * (2 r - 1) * W / V` at each marked layer, a third of it
     at what flows into one; W is the variance of their features within the model's answers, V the
     whole one, both of the samples that are answered rightly, and r the share of those; the term is
-    left out while r is under one half, and comes with every second step, twice as strong.
+    left out while r is under one half, and comes with every second step, twice as strong. With
+    `neighbours` they also add that weight times the mean that the triggers have, each with the
+    label and direction of its nearest trigger.
 
     Args:
         triggers: Inputs that the key keeps, at most.
@@ -86,6 +81,9 @@ class MtlSign(Scheme):
         settle: Weight of the term that settles the task's own samples, at its largest. It grows as
             the learning rate falls from its peak, and does nothing at a constant rate, or where
             targets are no classes. 0 switches it off; less of it costs less of the task.
+        neighbours: Weight of the mark's term on the task's own samples: each is pushed to the side
+            of the trigger whose input is nearest (:mod:`earmark.schemes.neighbours`). A twin that
+            learns features then learns some of the mark. Settling works against it; take little.
         spar: Weight of what the mark learns from a sparring partner, who squeezes features together
             in a copy of the weights meanwhile; 0 for none. He comes once the learning rate has
             fallen, where targets are classes. A step then takes two to three times as long
@@ -128,6 +126,7 @@ class MtlSign(Scheme):
     weight: float = 0.3
     sharpness: float = 2.0
     settle: float = 20.0
+    neighbours: float = 0.0
     spar: float = 0.0
     spar_at: tuple[str, ...] = ()
 
@@ -142,13 +141,15 @@ class MtlSign(Scheme):
                 f"{self.triggers} triggers are too few for {self.shards} shards.",
                 expected=f"At least {_LEAST} triggers a shard.",
             )
-        positive = self.weight > 0 and self.sharpness > 0 and self.settle >= 0 and self.spar >= 0
+        others = {"settle": self.settle, "neighbours": self.neighbours, "spar": self.spar}
+        positive = self.weight > 0 and self.sharpness > 0 and all(w >= 0 for w in others.values())
         if not 0 < self.share <= 0.5 or not positive:
             raise UsageError(
                 f"Share {self.share}, weight {self.weight}, sharpness {self.sharpness}, "
-                f"settle {self.settle}, spar {self.spar}.",
+                + ", ".join(f"{name} {value}" for name, value in others.items())
+                + ".",
                 expected="A share above 0 and up to 0.5; weight and sharpness above 0; "
-                "settle and spar 0 or more.",
+                "settle, neighbours and spar 0 or more.",
             )
         object.__setattr__(self, "taps", tuple(self.taps))
         object.__setattr__(self, "read", tuple(self.read))
@@ -231,10 +232,11 @@ class MtlSign(Scheme):
         Raises:
             KeyLayoutError: The key was made for another scheme, or comes without its inputs.
             CarrierError: The model lacks the key's taps.
+            UsageError: There are to be neighbours, and the inputs are not of a kind that has any.
         """
         self.check_key(key)
         inputs = _inputs_of(key)
-        read = key.layout.carrier if self.settle or self.spar else _marked(key.layout)
+        read = key.layout.carrier if self.settle or self.spar else marked_of(key.layout)
         if self.spar:
             read = tuple(dict.fromkeys(read + _chosen(model, self.spar_at)))
         with taps.reading(model, read) as seen, answering(model) as answers:
@@ -277,11 +279,6 @@ class MtlSign(Scheme):
         )
 
 
-def labels_of(shard: Shard, count: int) -> list[int]:
-    """Return a shard's labels, +1 or -1, one for each of its triggers."""
-    return shard.stream("mtlsign/labels").signs(count)
-
-
 def far_apart(points: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Choose points far from one another: each next one is the farthest from all before it.
 
@@ -321,12 +318,6 @@ def _chosen(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
 
 def _digest(digests: Sequence[bytes]) -> str:
     return hashlib.sha256(b"".join(digests)).hexdigest()
-
-
-def _marked(layout: Layout) -> tuple[str, ...]:
-    count = layout.params["marked"]
-    assert isinstance(count, int)
-    return layout.carrier[:count]
 
 
 def _inputs_of(key: Key | Disclosure) -> Tree:
@@ -396,201 +387,3 @@ def tally(
         "hits and trials by direction": counts,
         "blocks read by tap": read,
     }
-
-
-class RidingMark(Mark):
-    """The mark while it is embedded: triggers ride in the batches, their features are pushed."""
-
-    def __init__(
-        self,
-        scheme: MtlSign,
-        model: nn.Module,
-        key: Key,
-        inputs: Tree,
-        seen: tuple[dict[str, Tensor], list[Tensor]],
-        forward: Forward,
-    ) -> None:
-        layout = key.layout
-        each = layout.message_bits // layout.shards
-        self._scheme, self._model, self._forward = scheme, model, forward
-        self._seen, self._answers = seen
-        self._inputs = inputs
-        self._carrier, self._settled = _marked(layout), set(layout.carrier)
-        self._signs = torch.tensor(
-            [float(sign) for shard in key.shards for sign in labels_of(shard, each)]
-        )
-        directions = layout.params["directions"]
-        assert isinstance(directions, int)
-        self._direction = torch.arange(layout.shards).repeat_interleave(each) % directions
-        self._directions = directions
-        self._secret = key.child("mtlsign/directions").shard(0)
-        self._heads: dict[str, Tensor] = {}
-        seed = self._secret.stream("order").integer(1 << 62)
-        self._seed = seed
-        self._order = torch.empty(0, dtype=torch.long)
-        self._step = 0
-        self._round = 0
-        self._riding: Tensor | None = None
-        self.riders = 0
-        self._length = 0
-        self._classes: Tensor | None = None
-        self._lr = self._peak = 0.0
-        self._turn = 0
-        self._rest: Tree = None
-        self._partner = Partner(model, scheme.spar) if scheme.spar else None
-
-    def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
-        """Return how far the triggers' order has been read, and how far a partner has come."""
-        partner = {"partner": self._partner.state_dict()} if self._partner else {}
-        return partner | {
-            "round": self._round,
-            "step": self._step,
-            "turn": self._turn,
-            "lr": self._lr,
-            "peak": self._peak,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
-        """Go on with both where a training was interrupted."""
-        if state:
-            self._round, self._step = int(state["round"]), int(state["step"])
-            self._turn = int(state["turn"])
-            self._lr, self._peak = float(state["lr"]), float(state["peak"])
-            self._order = self._shuffled()
-            if self._partner and "partner" in state:
-                self._partner.load_state_dict(state["partner"])
-
-    def mix(self, batch: Tree) -> Tree:
-        """Return the batch with its first samples, `riders` of them, replaced by triggers."""
-        self._length = batches.size(batch)
-        self.riders = riders = min(round(self._length * self._scheme.share), len(self._signs))
-        self._classes = None
-        if riders < 1:
-            self._riding = None
-            return batch
-        self._riding = self._next(riders)
-        some = batches.take(self._inputs, self._riding)
-        where = next(iter(batches.leaves(batch).values())).device
-        some = batches.transform(some, lambda tensor: tensor.to(where))
-        rest = batches.take(batch, slice(riders, None))
-        self._classes, self._rest = classes_of(rest), rest
-        return batches.join([some, rest])
-
-    def after_step(self, lr: float) -> None:
-        """Follow the learning rate: the task's own samples are settled as it falls."""
-        self._turn += 1
-        self._lr, self._peak = lr, max(lr, self._peak)
-
-    def loss(self) -> Tensor:
-        """Return the mark's term for the batch that was mixed, or for a pass of its own."""
-        if self._riding is None:
-            self._own_pass()
-        riding, self._riding = self._riding, None
-        assert riding is not None
-        pushed = self._pushed(riding)
-        total = self._scheme.weight * pushed
-        if self._classes is None:
-            return total
-        known = bool(self._answers) and int(self._classes.max()) < self._answers[-1].shape[1]
-        total = total + self._unsettled(self._classes)
-        if self._partner and known and pushed.requires_grad and self._late >= _SPAR_FROM:
-            total = total + self._sparred(self._partner, self._classes)
-        return total
-
-    def _pushed(self, riding: Tensor) -> Tensor:
-        return torch.stack([self._term(name, riding) for name in self._carrier]).mean()
-
-    @property
-    def _late(self) -> float:
-        """How far the learning rate has fallen from its peak, 0 to 1."""
-        return 1 - self._lr / self._peak if self._peak else 0.0
-
-    def _sparred(self, partner: Partner, classes: Tensor) -> Tensor:
-        """Let the partner squeeze features together, and push them where he has come to."""
-        rest, riding = self._rest, self._next(min(_SPAR_WITH, len(self._signs)))
-        where = classes.device
-        some = batches.take(self._inputs, riding)
-        both = batches.join([batches.transform(some, lambda tensor: tensor.to(where)), rest])
-
-        def attack() -> Tensor:
-            self._forward(self._model, rest)
-            scores = self._answers[-1]
-            groups, all_of_them = scores.detach().argmax(1), torch.ones_like(classes).float()
-            inner = [within(value, groups, all_of_them) for value in self._seen.values()]
-            squeezed = _SQUEEZE * torch.stack(inner).sum()
-            return functional.cross_entropy(scores.float(), classes) + squeezed
-
-        def push() -> Tensor:
-            self._forward(self._model, both)
-            self._length = batches.size(both)
-            return self._pushed(riding)
-
-        return partner.term(attack, push)
-
-    def _unsettled(self, classes: Tensor) -> Tensor:
-        """Return the term that settles the task's own samples, now and then."""
-        late = self._late
-        if self._turn % _SETTLE_EVERY:
-            return torch.zeros(())
-        scores = self._answers[-1] if self._answers else None
-        if not late * self._scheme.settle > 0 or scores is None or len(scores) != self._length:
-            return torch.zeros(())
-        riders = self._length - len(classes)
-        groups = scores.detach()[riders:].argmax(1)
-        right = (groups == classes.to(groups.device)).float()
-        settle = _SETTLE_EVERY * self._scheme.settle * late * (2 * right.mean() - 1).clamp(min=0)
-        rest = [
-            (1.0 if name in self._carrier else 1 / 3) * within(value[riders:], groups, right)
-            for name, value in self._seen.items()
-            if name in self._settled and len(value) == self._length
-        ]
-        return settle * torch.stack(rest).sum()
-
-    def _own_pass(self) -> None:
-        """Run some triggers by themselves, normalization layers frozen."""
-        self._riding = self._next(min(OWN_PASS, len(self._signs)))
-        self._length = len(self._riding)
-        where = next(self._model.parameters()).device
-        some = batches.take(self._inputs, self._riding)
-        with frozen_norms(self._model):
-            self._forward(self._model, batches.transform(some, lambda tensor: tensor.to(where)))
-
-    def _next(self, count: int) -> Tensor:
-        """Return the next triggers, each once in every round."""
-        if self._step + count > len(self._order):
-            self._round += len(self._order) > 0
-            self._step = 0
-            self._order = self._shuffled()
-        self._step += count
-        return self._order[self._step - count : self._step]
-
-    def _shuffled(self) -> Tensor:
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        generator = torch.Generator().manual_seed(self._seed ^ (self._round << 16 | rank))
-        return torch.randperm(len(self._signs), generator=generator)
-
-    def _term(self, name: str, riding: Tensor) -> Tensor:
-        if name not in self._seen:
-            raise HostError(
-                f"Layer '{name}' did not run before the mark's loss was asked for.",
-                hint="Run the model on the mixed batch first, then call loss().",
-            )
-        features = self._seen[name].float()
-        if len(features) != self._length:
-            raise HostError(
-                f"Layer '{name}' gave {len(features)} rows for a batch of {self._length}.",
-                hint="Call loss() right after the pass over the mixed batch.",
-            )
-        center, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
-        z = (features[: len(riding)] - center) / (deviation + 1e-3)
-        head = self._head(name, z.shape[1]).to(z.device)[self._direction[riding]]
-        margin = self._signs[riding].to(z.device) * (z * head).sum(dim=1)
-        return functional.softplus(-self._scheme.sharpness * margin).mean()
-
-    def _head(self, name: str, width: int) -> Tensor:
-        """Return the directions at a tap, (directions, width), of length one."""
-        if name not in self._heads:
-            stream = self._secret.stream(f"directions/{name}")
-            signs = torch.tensor(stream.signs(self._directions * width), dtype=torch.float32)
-            self._heads[name] = signs.view(self._directions, width) / math.sqrt(width)
-        return self._heads[name]
