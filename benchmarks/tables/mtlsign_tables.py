@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from common import rows_of, spread
 
+ADAPTIVE = "64, or 20 at 2 to 5 points"
 ASKED: dict[str, str] = {
     "none": "128",
     "ftal": "200",
@@ -25,16 +26,16 @@ ASKED: dict[str, str] = {
     "obfuscate": "as released",
     "overwrite": "128",
     "erase-half": "64",
-    "scramble-noise-1": "64, or 20 at 2 to 5 points",
-    "scramble-own-1": "64, or 20 at 2 to 5 points",
-    "scramble-noise-10": "20, up to 5 points",
-    "scramble-own-10": "20, up to 5 points",
-    "collapse-3": "64",
-    "collapse-30": "64",
-    "collapse-everywhere": "64",
-    "collapse-everywhere-30": "64, or 20 at 2 to 5 points",
-    "collapse-100": "64, or 20 at 2 to 5 points",
-    "distill-features": "64, or 20 at 2 to 5 points",
+    "scramble-noise-1": ADAPTIVE,
+    "scramble-own-1": ADAPTIVE,
+    "scramble-noise-10": ADAPTIVE,
+    "scramble-own-10": ADAPTIVE,
+    "collapse-3": ADAPTIVE,
+    "collapse-30": ADAPTIVE,
+    "collapse-everywhere": ADAPTIVE,
+    "collapse-everywhere-30": ADAPTIVE,
+    "collapse-100": ADAPTIVE,
+    "distill-features": ADAPTIVE,
     "distill": "not claimed",
     "scratch": "none",
     "twin": "none",
@@ -59,12 +60,21 @@ def _bits(row: dict) -> float:
     return row.get("kept_bits", row["bits"])
 
 
+def _asked(name: str, lost: float) -> float:
+    """Return the bits asked for after an attack that cost so many points; nothing beyond five."""
+    asked = ASKED.get(name, "")
+    if asked == ADAPTIVE:
+        return 64 if lost <= 2 else 20 if lost <= 5 else -1
+    return float(asked) if asked.isdigit() else -1
+
+
 def _attacks(rows: list[dict]) -> list[str]:
     released = {row["seed"]: row["utility"] for row in rows if row["attack"] == "none"}
     twins = {row["seed"]: row["utility"] for row in rows if row["attack"] == "twin"}
     lines = [
-        "| attack | seeds | accuracy against the release | bits, worst | bits, median | asked |",
-        "|---|---|---|---|---|---|",
+        "| attack | seeds | accuracy against the release | bits, worst | bits, median | asked | "
+        "held in |",
+        "|---|---|---|---|---|---|---|",
     ]
     known = [name for name in ASKED if any(row["attack"] == name for row in rows)]
     more = sorted({row["attack"] for row in rows} - set(ASKED) - {"cost"})
@@ -73,11 +83,15 @@ def _attacks(rows: list[dict]) -> list[str]:
         fine = [row for row in some if "bits" in row]
         if not fine:
             continue
-        change = spread([row["utility"] - released[row["seed"]] for row in fine], 2)
+        changes = [row["utility"] - released[row["seed"]] for row in fine]
         bits = [_bits(row) for row in fine]
+        wanted = [_asked(name, -change) for change in changes]
+        due = [had >= want for had, want in zip(bits, wanted, strict=True) if want > 0]
+        held = f"{sum(due)} of {len(due)}" if due else ""
         lines.append(
-            f"| {name} | {len(fine)} | {change} | {min(bits):,.0f} | "
-            f"{statistics.median(bits):,.0f} | {ASKED.get(name, '')} |"
+            f"| {name} | {len(fine)} | {spread(changes, 2)} | {min(bits):,.0f} | "
+            f"{statistics.median(bits):,.0f} | {ASKED.get(name, '')} | "
+            f"{held or ('beyond 5 points' if ASKED.get(name) == ADAPTIVE else '')} |"
         )
     both = sorted(set(released) & set(twins))
     if both:
