@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from earmark.errors import CapacityError, HostError, KeyLayoutError
-from earmark.locks.entry import Pixels, code_of, entry_of, layout_of
+from earmark.locks.entry import Pixels, code_of, entry_of, inputs_of, layout_of, with_inputs
 from earmark.records import Layout
 
 
@@ -70,3 +70,18 @@ def test_inputs_without_a_way_in_are_refused():
         entry_of(Layout("dsn", 1, ("smell",), 16, 1, {}), bytes(16))
     with pytest.raises(KeyLayoutError):
         entry_of(Layout("dsn", 1, ("pixels",), 16, 1, {}), bytes(16))
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "dict", "dict beside targets"])
+def test_inputs_are_read_and_exchanged_in_every_form(form):
+    inputs, targets = torch.randn(4, 3), torch.zeros(4)
+    named = {"mask": torch.ones(4), "inputs": inputs}
+    batch = {
+        "tensor": inputs,
+        "tuple": (inputs, targets),
+        "dict": named,
+        "dict beside targets": (named, targets),
+    }[form]
+    assert torch.equal(inputs_of(batch), inputs)
+    assert torch.equal(inputs_of(with_inputs(batch, inputs + 1)), inputs + 1)
+    assert torch.equal(named["inputs"], inputs)

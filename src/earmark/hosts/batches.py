@@ -56,6 +56,21 @@ def _items(tree: Tree) -> list[tuple[str, Tree]] | None:
     return None
 
 
+def input_of(tree: Tree) -> Tensor | None:
+    """Return the one tensor that a batch feeds to the model, or null if there is no such one.
+
+    Of a tuple that is its first item, of a dict what is named so (:data:`INPUT_NAMES`).
+
+    Example:
+        >>> input_of(({"mask": torch.ones(2), "inputs": torch.zeros(2, 3)}, torch.ones(2))).shape
+        torch.Size([2, 3])
+    """
+    found = tree[0] if isinstance(tree, (tuple, list)) and tree else tree
+    if isinstance(found, dict):
+        found = next((found[name] for name in INPUT_NAMES if name in found), None)
+    return found if isinstance(found, Tensor) else None
+
+
 def transform(tree: Tree, act: Callable[[Tensor], Tensor]) -> Tree:
     """Apply a function to every tensor of a tree, keeping its shape."""
     if isinstance(tree, Tensor):

@@ -380,13 +380,8 @@ def inputs_of(batch: batches.Tree) -> Tensor:
     Raises:
         HostError: There is no single one.
     """
-    found = batch
-    if isinstance(batch, (tuple, list)) and batch:
-        found = batch[0]
-    elif isinstance(batch, dict):
-        names = [name for name in batches.INPUT_NAMES if name in batch]
-        found = batch[names[0]] if names else None
-    if not isinstance(found, Tensor):
+    found = batches.input_of(batch)
+    if found is None:
         raise HostError("A lock needs batches whose first part is one input tensor.")
     return found
 
@@ -398,7 +393,7 @@ def with_inputs(batch: batches.Tree, inputs: Tensor) -> batches.Tree:
     if isinstance(batch, dict):
         name = next(name for name in batches.INPUT_NAMES if name in batch)
         return {**batch, name: inputs}
-    return type(batch)([inputs, *batch[1:]])
+    return type(batch)([with_inputs(batch[0], inputs), *batch[1:]])
 
 
 class Opened(nn.Module):

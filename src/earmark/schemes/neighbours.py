@@ -9,13 +9,14 @@ from earmark.errors import UsageError
 from earmark.hosts import batches
 from earmark.hosts.batches import Tree
 
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)
+
 
 class Neighbours:
     """Finds the nearest of some inputs, by the distance between their numbers.
 
     Args:
-        inputs: A batch as the task gives it. A tuple's first item is read, and of a dict what is
-            named as inputs usually are (:data:`earmark.hosts.batches.INPUT_NAMES`).
+        inputs: A batch as the task gives it (:func:`earmark.hosts.batches.input_of`).
 
     Raises:
         UsageError: The inputs are no tensor of images, sounds or rows of a table.
@@ -41,15 +42,10 @@ class Neighbours:
 
 def _rows(batch: Tree) -> Tensor:
     """Return a batch's inputs, (samples, numbers)."""
-    given: object = batch[0] if isinstance(batch, (tuple, list)) else batch
-    if isinstance(given, dict):
-        given = next((given[name] for name in batches.INPUT_NAMES if name in given), None)
-    if isinstance(given, Tensor) and given.ndim > 1:
-        if given.is_floating_point() or given.dtype == torch.uint8:
-            return given.flatten(1).float()
-        what = f"{given.dtype} {tuple(given.shape)}"
-    else:
-        what = str(tuple(given.shape)) if isinstance(given, Tensor) else "no single tensor"
+    given = batches.input_of(batch)
+    if given is not None and given.ndim > 1 and given.dtype in _NUMBERS:
+        return given.flatten(1).float()
+    what = "no single tensor" if given is None else f"{given.dtype} {tuple(given.shape)}"
     raise UsageError(
         f"These inputs have no neighbours: {what}.",
         expected="One tensor of real numbers or bytes, (samples, ...), such as images.",
