@@ -86,7 +86,7 @@ class MtlSign(Scheme):
             learns features then learns some of the mark. Settling works against it; take little.
         spar: Weight of what the mark learns from a sparring partner, who squeezes features together
             in a copy of the weights meanwhile; 0 for none. He comes once the learning rate has
-            fallen, where targets are classes. A step then takes two to three times as long
+            fallen, where targets are classes. A step then takes three to four times as long
             (:mod:`earmark.schemes.sparring`).
         spar_at: Layers where the partner squeezes, beside those that the judge reads; names or
             globs, as for `taps`.
