@@ -54,6 +54,7 @@ from earmark.schemes import mtlsign
 from earmark.schemes.conceal import SETTINGS, conceal
 from earmark.schemes.mtlsign import MtlSign
 from earmark.schemes.riding import labels_of
+from earmark.schemes.settling import train_settled
 from earmark.task import Task
 from earmark.training import train
 
@@ -207,7 +208,7 @@ class Cell:
                     self.task,
                     self.scheme,
                     self.key,
-                    model=copy.deepcopy(self.twin[0]),
+                    model=copy.deepcopy(self.finished[0]),
                     seed=self.seed,
                     reach=reach,
                 ).model
@@ -216,6 +217,17 @@ class Cell:
                 return train(self.task, seed=self.seed, model=model, mark=mark).model
 
         return self._cached("marked", make)
+
+    @functools.cached_property
+    def finished(self) -> tuple[nn.Module, float]:
+        """The unmarked network that a mark is concealed in: settled, where the scheme settles."""
+        if not self.scheme.settle:
+            return self.twin
+        weight, layers = self.scheme.settle, self.scheme.settled_at(self.task.host(self.fresh()))
+        return self._cached(
+            f"settled {weight}",
+            lambda: train_settled(self.task, layers, seed=self.seed, weight=weight).model,
+        )
 
     @functools.cached_property
     def twin(self) -> tuple[nn.Module, float]:

@@ -1,8 +1,10 @@
-"""Can anybody tell that a model bears MTL-Sign? Shadow models, weights, activations, classifiers.
+r"""Can anybody tell that a model bears MTL-Sign? Shadow models, weights, activations, classifiers.
 
     python benchmarks/mtlsign_stealth.py --shadows 50
     python benchmarks/mtlsign_stealth.py --shadows 50 --alike
     python benchmarks/mtlsign_stealth.py --shadows 50 --conceal 0.06
+    python benchmarks/mtlsign_stealth.py --shadows 50 --conceal 0.2 --network cnn-wide --epochs 16 \
+        --settings '{"triggers": 1024, "settle": 40}'
 
 The attacker knows the scheme and trains shadow models of both kinds, one of each from every seed,
 with a key for each. Tests are scored on models that they never saw, whose seeds they never saw
@@ -12,9 +14,10 @@ and on these with norms, biases and answers. An AUC of 0.5 is a guess; a test th
 often than right is turned round. With --alike the models without the mark are trained in the same
 way, with triggers that ride and samples that are settled, but nothing is marked: what is then told
 apart is the mark, not the way of training. With --conceal the marked models are the unmarked ones
-themselves, moved a little to bear the mark, as `earmark protect --conceal` does it. Models and what
-is found in them are kept in the folder for temporary files; run it again, or several times at once
-with --part, and it goes on.
+themselves, moved a little to bear the mark, as `earmark protect --conceal` does it; where the
+scheme settles, the unmarked ones are settled too, which needs no key. Models and what is found in
+them are kept in the folder for temporary files; run it again, or several times at once with --part,
+and it goes on.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from earmark.policy import log2_p
 from earmark.schemes.conceal import SETTINGS, conceal, gentle
 from earmark.schemes.embedding import embed, fresh_model
 from earmark.schemes.mtlsign import MtlSign
+from earmark.schemes.settling import train_settled
 from earmark.task import Task
 from earmark.training import train
 from mtlsign import versions, write
@@ -172,7 +176,15 @@ class Shadows:
         self.mine, self.theirs = batches.join(stream[half:]), batches.join(stream[:half])
 
     def plain(self, seed: int) -> nn.Module:
-        """Return a model that is trained as usual."""
+        """Return a model that is trained as usual, or with settled samples."""
+        if self.args.conceal and self.scheme.settle:
+            host, weight = self.task.host(fresh_model(self.task, seed)), self.scheme.settle
+            layers = self.scheme.settled_at(host)
+            return self._kept(
+                ["settled", weight],
+                seed,
+                lambda: train_settled(self.task, layers, seed=seed, weight=weight).model,
+            )
         return self._kept(["plain"], seed, lambda: train(self.task, seed=seed).model)
 
     def key(self, seed: int) -> Key:

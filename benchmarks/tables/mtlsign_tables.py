@@ -215,19 +215,21 @@ def stealth() -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows_of("mtlsign_stealth"):
-        settings = _settings(row)
+        settings, kind = _settings(row), "trained alike" if row.get("alike") else "plain"
         if row.get("conceal"):
-            settings = "concealed"
+            kind = "settled" if row["settings"].get("settle") else "plain"
+            more = f", {settings}" if row["settings"] else ""
+            settings = f"concealed within {row['conceal']:g}{more}"
         tests = [
             f"{row[f'auc_{t}']:.2f} (to {row[f'auc_{t}_interval'][1]:.2f})"
             for t in ("variance", "clusters", "meta_logistic", "meta_forest")
         ]
-        more = [row.get(f"auc_everything_{judge}") for judge in ("logistic", "forest")]
-        both = " / ".join(f"{auc:.2f}" for auc in more if auc is not None) or "-"
+        judged = [row.get(f"auc_everything_{judge}") for judge in ("logistic", "forest")]
+        both = " / ".join(f"{auc:.2f}" for auc in judged if auc is not None) or "-"
         bits = f"{row['bits_least']:.0f} / {row['bits_median']:.0f}" if "bits_least" in row else "-"
         lines.append(
             f"| {row['network']}, {row['data']} | {settings} | "
-            f"{'trained alike' if row.get('alike') else 'plain'} | {row['shadows']} | "
+            f"{kind} | {row['shadows']} | "
             f"{row['statistics']} | {row['utility_clean']:.2f} / {row['utility_marked']:.2f} | "
             f"{bits} | {' | '.join(tests)} | {both} |"
         )

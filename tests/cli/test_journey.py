@@ -213,7 +213,8 @@ def test_a_finished_network_is_marked_nearby(desk, earmark, tmp_path) -> None:
         (["--conceal", "0.1"], "nothing to stay near"),
         (["--conceal", "0.1", "--from", start, "--distill", start], "--distill with --conceal"),
         (["--conceal", "0.1", "--from", start, "--scheme", "deepwater"], "cannot be concealed"),
-        (["--conceal", "0.1", "--from", start, "--set", "settle=1"], "settle"),
+        (["--conceal", "0.1", "--from", start, "--settled"], "is not settled"),
+        (["--settled"], "--settled without --conceal"),
     ):
         code, _, err = earmark(*command, *more)
         assert code == 2, err
@@ -230,6 +231,23 @@ def test_a_finished_network_is_marked_nearby(desk, earmark, tmp_path) -> None:
             assert 0 < (value - was[name]).norm() < 0.16 * was[name].norm(), name
         else:
             assert torch.equal(value, was[name]), name
+
+
+def test_a_mark_is_concealed_among_settled_samples(desk, earmark, earmark_json, tmp_path) -> None:
+    start, out = tmp_path / "settled.safetensors", tmp_path / "r.safetensors"
+    code, document = earmark_json("settle", desk.task, "-o", str(start), "--seed", "3")
+    assert code == 0
+    assert 0 < document["apart"] < 0.2
+    assert document["utility"] > 90
+    code, _, err = earmark("settle", desk.task, "-o", start)
+    assert code == 2
+    assert "settled.safetensors" in err
+    code, said, err = earmark(
+        "protect", desk.task, "-o", out, "--vault", tmp_path / "vault", "--owner", "Test",
+        "--from", start, "--conceal", "0.2", "--settled", "--set", "triggers=256",
+        "--epochs", "24",
+    )  # fmt: skip
+    assert code == 0, said + err
 
 
 def test_settings_that_were_given_are_not_advised_again(desk) -> None:

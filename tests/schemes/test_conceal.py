@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from earmark.policy import log2_p
 from earmark.schemes.conceal import SETTINGS, conceal, gentle
 from earmark.schemes.embedding import fresh_model
 from earmark.schemes.mtlsign import MtlSign
+from earmark.schemes.settling import spread_within, train_settled
 from earmark.training import Recipe, train
 
 SCHEME = MtlSign(**SETTINGS)
@@ -109,20 +111,48 @@ def test_refuses_a_reach_that_makes_no_sense(task, plain, key, wrong):
         conceal(task, SCHEME, key, model=plain, seed=1, **wrong)
 
 
-def test_refuses_to_settle(task, plain, key):
-    with pytest.raises(UsageError, match="settle"):
-        conceal(task, MtlSign(triggers=256), key, model=plain, seed=1)
+def test_among_settled_samples_a_mark_is_borne_and_they_stay_so(task, key):
+    settle = replace(SCHEME, settle=20.0)
+    layers = settle.settled_at(task.host(task.model()))
+    calm = train_settled(task, layers, seed=0, weight=20.0).model
+    recipe = Recipe.of(task.recipe, **gentle(task, settle) | {"epochs": 16})
+    own = {"seed": 1, "reach": 0.2, "recipe": recipe}
+    marked = conceal(task, settle, key, model=copy.deepcopy(calm), **own).model
+    assert -log2_p(settle.measure(task.host(marked), key)) > 64
+    was, found = (spread_within(task, model, layers) for model in (calm, marked))
+    assert was < 0.2
+    assert found == pytest.approx(was, rel=0.25)
+    assert task.evaluate(marked) > task.evaluate(calm) - 1
+    before = dict(calm.state_dict())
+    for name, value in marked.state_dict().items():
+        if value.ndim < 2 or name == "head.weight":
+            assert torch.equal(value, before[name]), f"no mark reaches {name}"
+        else:
+            sizes = [one.flatten(1).norm(dim=1) for one in (value, before[name])]
+            assert not torch.equal(value, before[name])
+            assert torch.allclose(*sizes, rtol=1e-4), name
 
 
-def test_a_resumed_training_ends_as_one_in_a_piece(task, plain, key, tmp_path, monkeypatch):
+def test_refuses_to_settle_a_network_that_is_not(task, plain, key):
+    before = copy.deepcopy(plain.state_dict())
+    with pytest.raises(UsageError, match=r"is not settled: .+ at fc or fc:in"):
+        conceal(task, replace(SCHEME, settle=20.0), key, model=plain, seed=1)
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("settle", [0.0, 20.0], ids=str)
+def test_a_resumed_training_ends_as_one_in_a_piece(task, key, settle, tmp_path, monkeypatch):
     from earmark import training
 
-    recipe = Recipe.of(task.recipe, epochs=2, lr=0.02, weight_decay=0.0)
-    whole = conceal(task, SCHEME, key, model=copy.deepcopy(plain), seed=1, recipe=recipe).model
+    scheme = replace(SCHEME, settle=settle)
+    layers = scheme.settled_at(task.host(task.model()))
+    plain = train_settled(task, layers, seed=0, weight=settle).model
+    recipe = Recipe.of(task.recipe, epochs=3, lr=0.02, weight_decay=0.0)
+    whole = conceal(task, scheme, key, model=copy.deepcopy(plain), seed=1, recipe=recipe).model
     run_epoch, state = training._Loop.epoch, tmp_path / "state"
 
     def interrupted(loop, epoch, *rest):
-        if epoch == 1:
+        if epoch == 2:
             raise KeyboardInterrupt
         run_epoch(loop, epoch, *rest)
 
@@ -130,7 +160,7 @@ def test_a_resumed_training_ends_as_one_in_a_piece(task, plain, key, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(training._Loop, "epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            conceal(task, SCHEME, key, model=copy.deepcopy(plain), **own)
-    resumed = conceal(task, SCHEME, key, model=copy.deepcopy(plain), **own).model
+            conceal(task, scheme, key, model=copy.deepcopy(plain), **own)
+    resumed = conceal(task, scheme, key, model=copy.deepcopy(plain), **own).model
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, resumed.state_dict()[name], atol=1e-6), name

@@ -155,6 +155,7 @@ class Vgg(nn.Module):
 NETWORKS: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
     "mlp": Mlp,
     "small-cnn": SmallCnn,
+    "cnn-wide": lambda shape, classes: SmallCnn(shape, classes, width=32, hidden=256),
     "resnet8": ResNet,
     "resnet8-small": lambda shape, classes: ResNet(shape, classes, stride=2),
     "resnet8-wide": lambda shape, classes: ResNet(shape, classes, stride=2, width=32),

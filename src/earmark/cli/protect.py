@@ -69,6 +69,12 @@ _BETTER = {
     "the mark is hard to see for who lacks them.",
 )
 @click.option(
+    "--settled",
+    is_flag=True,
+    help="With --conceal: the weights of --from are of `earmark settle`. The mark then stays where "
+    "thieves look for it; 0.2 is usual.",
+)
+@click.option(
     "--epochs",
     type=click.IntRange(min=1),
     help="Instead of the task's own; with --conceal, of as many as the mark needs.",
@@ -100,6 +106,7 @@ def command(
     start: Path | None,
     teacher: Path | None,
     reach: float | None,
+    settled: bool,
     epochs: int | None,
     seed: int | None,
     checkpoint: Path | None,
@@ -130,7 +137,9 @@ def command(
     task = load_task(task_path)
     given = options.parse_settings(settings)
     if reach is not None:
-        scheme = _hiding(scheme_name, given, start, teacher)
+        scheme = _hiding(scheme_name, given, start, teacher, settled=settled)
+    elif settled:
+        raise UsageError("--settled without --conceal.", hint="Name a reach: --conceal 0.2")
     else:
         scheme = registry.scheme(scheme_name, **given)
     bars = Bars(quiet=quiet or as_json)
@@ -258,20 +267,22 @@ def _hiding(
     settings: Mapping[str, Any],  # Any: as given
     start: Path | None,
     teacher: Path | None,
+    *,
+    settled: bool,
 ) -> Scheme:
     """Return a scheme with settings that hide well.
 
     Raises:
         UsageError: There is nothing to stay near, or the scheme or a setting does not hide.
     """
-    from earmark.schemes.conceal import SETTINGS, require_hiding
+    from earmark.schemes.conceal import SETTINGS, SETTLED, require_hiding
 
     if start is None or teacher is not None:
         raise UsageError(
             "--conceal has nothing to stay near." if start is None else "--distill with --conceal.",
             expected="A finished network, named with --from, and no other teacher than it.",
         )
-    usual = SETTINGS if scheme_name == "mtlsign" else {}
+    usual = {} if scheme_name != "mtlsign" else SETTLED if settled else SETTINGS
     return require_hiding(registry.scheme(scheme_name, **{**usual, **settings}))
 
 
@@ -290,19 +301,20 @@ def rehearsed(
         TaskError, UsageError: The task breaks its contract, or its recipe makes no sense.
         HostError: Weights to begin with do not fit the model, or are not finite.
     """
+    from earmark.schemes.conceal import gentle, require_hiding, require_settled
     from earmark.schemes.embedding import fresh_model
     from earmark.training import Recipe, distillation_loss, rehearse
 
     changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}  # Any: Recipe
     if concealed is not None:
-        from earmark.schemes.conceal import gentle, require_hiding
-
         changes = gentle(task, require_hiding(concealed)) | changes
     recipe = Recipe.of(task.recipe, **changes)
     loss, taught = None, start if concealed else teacher
     if taught is not None:
         loss = distillation_loss(_finished(task, taught).eval(), task, recipe.temperature)
     model = _finished(task, start) if start else fresh_model(task, 0)
+    if concealed is not None:
+        require_settled(task, require_hiding(concealed), model)
     rehearse(task, model, recipe=recipe, loss=loss)
     return recipe
 

@@ -6,11 +6,17 @@ Here a network is trained without one, and then moved by a few percent of its we
 biases stay as they are, every layer keeps its size, answers and the hidden features of the task's
 own samples are held to what they were. Only the triggers' features move. Nobody who lacks the
 network from before has anything to compare with.
+
+What a thief would squeeze out to be rid of the mark is there in an ordinary network, and the mark
+with it. In one whose samples are settled (:func:`earmark.schemes.settling.train_settled`, which
+takes no key) it is not: there a mark may move weights further, hides among other settled networks,
+and stays.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,17 +33,25 @@ from earmark.hosts.batches import Tree
 from earmark.keys.secret import Key
 from earmark.schemes.base import Mark, Scheme
 from earmark.schemes.mtlsign import MtlSign
-from earmark.schemes.riding import OWN_PASS
-from earmark.schemes.settling import frozen_norms
+from earmark.schemes.riding import OWN_PASS, RidingMark
+from earmark.schemes.settling import answering, frozen_norms, spread_within, within
 from earmark.task import Task
 from earmark.training import Recipe, Trained, distillation_loss, train
 
 SETTINGS: Mapping[str, Any] = {"triggers": 512, "share": 0.25, "weight": 0.5, "settle": 0.0}
-"""Settings of MTL-Sign that hide well."""
+"""Settings of MTL-Sign that hide well in an ordinary network, with :data:`REACH`."""
 REACH = 0.06
+SETTLED: Mapping[str, Any] = {"triggers": 1024, "share": 0.25, "weight": 0.5, "settle": 40.0}
+"""Settings that hide in a network settled at that weight, with :data:`SETTLED_REACH`."""
+SETTLED_REACH = 0.2
+_LOOSE = 0.2
+_STAY = 0.04
+_FROM, _SPREAD_GAIN, _SURE_GAIN, _MOST = 0.6, 0.04, 0.3, 3.0
+_FRESH = 0.06
 _GENTLE = 0.4
 _ROUNDS = 32
 _TINY = 1e-12
+Pair = tuple[Tensor, Tensor]
 
 
 def conceal(
@@ -53,17 +67,23 @@ def conceal(
     checkpoint: str | Path | None = None,
     events: Events = SILENT,
 ) -> Trained:
-    """Mark a finished network without leaving its neighborhood; no labels are used.
+    """Mark a finished network without leaving its neighborhood.
 
     Maths: beside the mark's term, the loss is the distillation from the network as it was plus
     `hold * |z - z0|^2 / var(z0)` over the features z, at the key's taps, of the samples that are no
     triggers. After each step every weight tensor W of two and more dimensions is put back to
     `|W - W0| <= reach * |W0|` and to the size of W0. Smaller tensors and the norms' statistics are
-    left as they are.
+    left as they are. No labels are used.
+
+    Settled networks are more like one another than ordinary ones, so that more has to be kept:
+    each row of W is put back to its size, tensors behind the marked layers are left as they are,
+    triggers that come as samples of the task are not held, and two statistics of the others are
+    kept by forces that grow while they are off: the variance of features within answers over the
+    whole, at each tap, and how sure the answers are.
 
     Args:
         task: The user's work; a classifier's.
-        scheme: The settings; `settle` must be 0.
+        scheme: The settings, such as :data:`SETTINGS` or, for a settled network, :data:`SETTLED`.
         key: The key.
         model: The trained network, changed in place.
         seed: Seed of the batches' order.
@@ -78,7 +98,8 @@ def conceal(
         The marked network.
 
     Raises:
-        UsageError: A reach or hold that makes no sense, or a scheme that changes all samples.
+        UsageError: A reach or hold that makes no sense, a scheme that marks neighbours, or one that
+            settles where the network is not settled.
         HostError: The network gives no class scores, or the loss became NaN or infinite.
         KeyLayoutError, CarrierError: As :meth:`earmark.schemes.mtlsign.MtlSign.attach`.
 
@@ -92,25 +113,35 @@ def conceal(
             expected="A reach between 0 and 1, 0.04 to 0.1 is usual, and a hold of 0 or more.",
         )
     require_hiding(scheme)
-    recipe = recipe or Recipe.of(task.recipe, **gentle(task, scheme))
     before = copy.deepcopy(model).eval()
+    require_settled(task, scheme, before)
+    recipe = recipe or Recipe.of(task.recipe, **gentle(task, scheme))
     scheme.begin(model, key, fresh=False)
     names = key.layout.carrier
+    calm, secret = scheme.settle > 0, set(batches.sample_digests(key.inputs))
+    forces = _Forces(_STAY * scheme.settle, scheme.settled_at(task.host(model)))
+    scheme = dataclasses.replace(scheme, settle=0.0)  # the forces keep samples settled
     distil = distillation_loss(before, task, recipe.temperature)
     with (
         scheme.attach(model, key, forward=task.forward) as mark,
         taps.reading(model, names) as seen,
         taps.reading(before, names) as seen_before,
-        _only_weights(model),
+        answering(model) as answers,
+        answering(before) as answers_before,
+        _only(model, _reached(mark, model) if calm else _weights(model)),
     ):
 
         def loss(net: nn.Module, batch: Tree) -> Tensor:
             with frozen_norms(net):
                 total = distil(net, batch)
-            for name in names if hold else ():
-                was = seen_before[name][mark.riders :].detach()
-                gap = (seen[name][mark.riders :] - was).square().mean()
+            rest = _others(batch, mark.riders, secret if calm else set())
+            pairs = {name: (seen[name][rest], seen_before[name][rest].detach()) for name in names}
+            for now, was in pairs.values() if hold else ():
+                gap = (now - was).square().mean()
                 total = total + hold * gap / was.var(0).mean().clamp(min=_TINY)
+            if calm:
+                scores = (answers[-1][rest].float(), answers_before[-1][rest].float())
+                total = total + forces.term(scores, pairs)
             return total
 
         return train(
@@ -118,7 +149,7 @@ def conceal(
             seed=seed,
             recipe=recipe,
             model=model,
-            mark=_Near(mark, model, before, reach),
+            mark=_Near(mark, model, before, reach, forces, rows=calm),
             loss=loss,
             checkpoint=checkpoint,
             purpose=f"conceal {reach} {hold} {key.layout.digest()} {key.beacon}",
@@ -131,7 +162,7 @@ def require_hiding(scheme: Scheme) -> MtlSign:
     """Return a scheme that can be concealed.
 
     Raises:
-        UsageError: It is another one than MTL-Sign, or settles samples or marks neighbours.
+        UsageError: It is another one than MTL-Sign, or marks neighbours.
     """
     if not isinstance(scheme, MtlSign):
         raise UsageError(f"Scheme '{scheme.name}' cannot be concealed.", expected="mtlsign.")
@@ -140,12 +171,26 @@ def require_hiding(scheme: Scheme) -> MtlSign:
             f"A mark on neighbours ({scheme.neighbours:g}) cannot be concealed.",
             hint="Set neighbours to 0: they change features of every sample, which shows.",
         )
-    if scheme.settle:
-        raise UsageError(
-            f"A mark that settles samples (settle {scheme.settle:g}) cannot be concealed.",
-            hint="Set settle to 0: settling changes features of every sample, which shows.",
-        )
     return scheme
+
+
+def require_settled(task: Task, scheme: MtlSign, model: nn.Module) -> None:
+    """Make sure that a mark which keeps samples settled finds them settled.
+
+    Raises:
+        UsageError: The scheme settles, and the network is not settled where it would mark.
+    """
+    if not scheme.settle:
+        return
+    layers = scheme.settled_at(task.host(model))
+    apart = spread_within(task, model, layers)
+    if apart > _LOOSE:
+        raise UsageError(
+            f"The network is not settled: {apart:.0%} of its features' variance is within answers, "
+            f"at {' or '.join(layers)}.",
+            expected=f"At most {_LOOSE:.0%}, to conceal a mark among settled samples.",
+            hint="Train one with `earmark settle`, or set settle to 0.",
+        )
 
 
 def gentle(task: Task, scheme: MtlSign) -> dict[str, Any]:  # Any: fields of Recipe
@@ -163,11 +208,74 @@ def gentle(task: Task, scheme: MtlSign) -> dict[str, Any]:  # Any: fields of Rec
     return {"lr": _GENTLE * usual.lr, "weight_decay": 0.0, "epochs": epochs}
 
 
+def _others(batch: Tree, riders: int, secret: set[bytes]) -> Tensor:
+    """Return which of a batch's samples behind the riders are no triggers."""
+    digests = batches.sample_digests(batches.take(batch, slice(riders, None)))
+    kept = [riders + i for i, digest in enumerate(digests) if digest not in secret]
+    return torch.tensor(kept, dtype=torch.long)
+
+
+class _Forces:
+    """What keeps two statistics where they were; adjusted while they are off, at a low rate."""
+
+    def __init__(self, stay: float, layers: Mapping[str, float]) -> None:
+        self._stay, self._layers = stay, layers
+        self._late, self._peak = False, 0.0
+        self._of: dict[str, float] = {}
+        self._means: dict[str, list[float]] = {}
+
+    def state_dict(self) -> dict[str, Any]:  # Any: numbers
+        means = {name: list(pair) for name, pair in self._means.items()}
+        return {"late": self._late, "peak": self._peak, "of": dict(self._of), "means": means}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
+        self._late, self._peak = bool(state["late"]), float(state["peak"])
+        self._of = dict(state["of"])
+        self._means = {name: list(pair) for name, pair in state["means"].items()}
+
+    def follow(self, lr: float) -> None:
+        """Adjust forces once the learning rate has fallen, when features have come to rest."""
+        self._peak = max(lr, self._peak)
+        self._late = lr <= (1 - _FROM) * self._peak
+
+    def term(self, scores: Pair, features: Mapping[str, Pair]) -> Tensor:
+        """Return the term, from scores and features as they are now and as they were."""
+        groups, every = scores[1].argmax(1), torch.ones_like(scores[1][:, 0])
+        now, was = (value.softmax(1).amax(1).mean() for value in scores)
+        total = self._off("sure", now, was, _SURE_GAIN) * now.log()
+        for name, pair in features.items():
+            now, was = (within(value, groups, every) for value in pair)
+            force = self._stay * math.exp(self._off(name, now, was, _SPREAD_GAIN))
+            total = total + self._layers[name] * force * now
+        return total
+
+    def _off(self, name: str, now: Tensor, was: Tensor, gain: float) -> float:
+        sum_of = self._of.get(name, 0.0)
+        if self._late:
+            pair = [max(float(value.detach()), _TINY) for value in (now, was)]
+            means = self._means.setdefault(name, list(pair))
+            for i, value in enumerate(pair):
+                means[i] += _FRESH * (value - means[i])
+            sum_of += gain * math.log(means[0] / means[1])
+            self._of[name] = min(max(sum_of, -_MOST), _MOST)
+        return sum_of
+
+
 class _Near(Mark):
     """A mark that keeps a network's weights within reach of what they were."""
 
-    def __init__(self, mark: Mark, model: nn.Module, before: nn.Module, reach: float) -> None:
-        self._mark, self._model, self._reach = mark, model, reach
+    def __init__(
+        self,
+        mark: Mark,
+        model: nn.Module,
+        before: nn.Module,
+        reach: float,
+        forces: _Forces,
+        *,
+        rows: bool,
+    ) -> None:
+        self._mark, self._model, self._reach, self._forces = mark, model, reach, forces
+        self._rows = rows
         self._before = {name: value.detach() for name, value in before.named_parameters()}
 
     def mix(self, batch: Tree) -> Tree:
@@ -180,15 +288,21 @@ class _Near(Mark):
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
-        """Put the weights back within reach, and to their size."""
+        """Put the weights back within reach, and them or their rows to their size."""
         self._mark.after_step(lr)
+        self._forces.follow(lr)
         for name, value in self._model.named_parameters():
             if value.requires_grad:
                 was = self._before[name]
                 size, away = was.norm(), value - was
                 share = (self._reach * size / away.norm().clamp(min=_TINY)).clamp(max=1.0)
                 value.copy_(was + share * away)
-                value.mul_(size / value.norm().clamp(min=_TINY))
+                if self._rows:
+                    sizes = [one.flatten(1).norm(dim=1) for one in (was, value)]
+                    ratio = sizes[0] / sizes[1].clamp(min=_TINY)
+                    value.mul_(ratio.view(-1, *[1] * (value.ndim - 1)))
+                else:
+                    value.mul_(size / value.norm().clamp(min=_TINY))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Return the mark's own parameters."""
@@ -196,17 +310,34 @@ class _Near(Mark):
 
     def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
         """Return what a resumed training needs."""
-        return self._mark.state_dict()
+        return {"mark": self._mark.state_dict(), "forces": self._forces.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Take it back."""
-        self._mark.load_state_dict(state)
+        if state:
+            self._mark.load_state_dict(state["mark"])
+            self._forces.load_state_dict(state["forces"])
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    """Return the tensors of two and more dimensions."""
+    return [value for value in model.parameters() if value.requires_grad and value.ndim > 1]
+
+
+def _reached(mark: RidingMark, model: nn.Module) -> list[nn.Parameter]:
+    """Return those of them that the mark's term depends on."""
+    state = mark.state_dict()
+    tensors = _weights(model)
+    slopes = torch.autograd.grad(mark.loss(), tensors, allow_unused=True)
+    mark.load_state_dict(state)
+    return [value for value, slope in zip(tensors, slopes, strict=True) if slope is not None]
 
 
 @contextmanager
-def _only_weights(model: nn.Module) -> Iterator[None]:
-    """Let tensors of two and more dimensions be trained, and nothing else, inside the block."""
-    fixed = [value for value in model.parameters() if value.requires_grad and value.ndim < 2]
+def _only(model: nn.Module, tensors: list[nn.Parameter]) -> Iterator[None]:
+    """Let these parameters be trained, and no others, inside the block."""
+    kept = {id(value) for value in tensors}
+    fixed = [v for v in model.parameters() if v.requires_grad and id(v) not in kept]
     for value in fixed:
         value.requires_grad_(False)
     try:

@@ -45,7 +45,7 @@ from earmark.keys.stream import public_stream
 from earmark.records import Access, Evidence, Layout
 from earmark.schemes import refit
 from earmark.schemes.base import Scheme
-from earmark.schemes.riding import RidingMark, labels_of, marked_of
+from earmark.schemes.riding import RidingMark, labels_of, marked_of, settled_at
 from earmark.schemes.settling import answering
 
 _LEAST = 16
@@ -209,6 +209,15 @@ class MtlSign(Scheme):
             _digest(digests),
         )
         return Key.generate(layout, secret=secret, inputs=kept)
+
+    def settled_at(self, host: Host) -> dict[str, float]:
+        """Return the layers where a network is settled that a mark is to be concealed in.
+
+        The factors are what :func:`earmark.schemes.settling.train_settled` takes; raises as
+        :meth:`new_key`.
+        """
+        marked = self._names(host)
+        return settled_at(marked, tuple(dict.fromkeys(marked + self._deeper(marked))))
 
     def _names(self, host: Host) -> tuple[str, ...]:
         if not isinstance(host, ModuleHost):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,14 +19,13 @@ from earmark.keys.secret import Key, Shard
 from earmark.records import Layout
 from earmark.schemes.base import Mark
 from earmark.schemes.neighbours import Neighbours
-from earmark.schemes.settling import classes_of, frozen_norms, within
+from earmark.schemes.settling import Settling, classes_of, frozen_norms, within
 from earmark.schemes.sparring import Partner
 
 if TYPE_CHECKING:
     from earmark.schemes.mtlsign import MtlSign
 
 OWN_PASS = 32
-_SETTLE_EVERY = 2
 _SPAR_FROM, _SPAR_WITH, _SQUEEZE = 0.15, 64, 30.0
 
 
@@ -40,6 +39,11 @@ def marked_of(layout: Layout) -> tuple[str, ...]:
     count = layout.params["marked"]
     assert isinstance(count, int)
     return layout.carrier[:count]
+
+
+def settled_at(marked: Sequence[str], read: Sequence[str]) -> dict[str, float]:
+    """Return where samples are settled: at marked layers, by a third at what else is read."""
+    return {name: 1.0 if name in marked else 1 / 3 for name in read}
 
 
 class RidingMark(Mark):
@@ -59,7 +63,8 @@ class RidingMark(Mark):
         self._scheme, self._model, self._forward = scheme, model, forward
         self._seen, self._answers = seen
         self._inputs = inputs
-        self._carrier, self._settled = marked_of(layout), set(layout.carrier)
+        self._carrier = marked_of(layout)
+        self._settling = Settling(scheme.settle, settled_at(self._carrier, layout.carrier), *seen)
         self._signs = torch.tensor(
             [float(sign) for shard in key.shards for sign in labels_of(shard, each)]
         )
@@ -78,8 +83,6 @@ class RidingMark(Mark):
         self.riders = 0
         self._length = 0
         self._classes: Tensor | None = None
-        self._lr = self._peak = 0.0
-        self._turn = 0
         self._rest: Tree = None
         self._partner = Partner(model, scheme.spar) if scheme.spar else None
         self._neighbours = Neighbours(inputs) if scheme.neighbours else None
@@ -87,20 +90,13 @@ class RidingMark(Mark):
     def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
         """Return how far the triggers' order has been read, and how far a partner has come."""
         partner = {"partner": self._partner.state_dict()} if self._partner else {}
-        return partner | {
-            "round": self._round,
-            "step": self._step,
-            "turn": self._turn,
-            "lr": self._lr,
-            "peak": self._peak,
-        }
+        return {**partner, **self._settling.state_dict(), "round": self._round, "step": self._step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Go on with both where a training was interrupted."""
         if state:
             self._round, self._step = int(state["round"]), int(state["step"])
-            self._turn = int(state["turn"])
-            self._lr, self._peak = float(state["lr"]), float(state["peak"])
+            self._settling.load_state_dict(state)
             self._order = self._shuffled()
             if self._partner and "partner" in state:
                 self._partner.load_state_dict(state["partner"])
@@ -119,12 +115,12 @@ class RidingMark(Mark):
         some = batches.transform(some, lambda tensor: tensor.to(where))
         rest = batches.take(batch, slice(riders, None))
         self._classes, self._rest = classes_of(rest), rest
+        self._settling.see(self._classes, self._length)
         return batches.join([some, rest])
 
     def after_step(self, lr: float) -> None:
         """Follow the learning rate: the task's own samples are settled as it falls."""
-        self._turn += 1
-        self._lr, self._peak = lr, max(lr, self._peak)
+        self._settling.after_step(lr)
 
     def loss(self) -> Tensor:
         """Return the mark's term for the batch that was mixed, or for a pass of its own."""
@@ -139,8 +135,8 @@ class RidingMark(Mark):
         if self._classes is None:
             return total
         known = bool(self._answers) and int(self._classes.max()) < self._answers[-1].shape[1]
-        total = total + self._unsettled(self._classes)
-        if self._partner and known and pushed.requires_grad and self._late >= _SPAR_FROM:
+        total = total + self._settling.loss()
+        if self._partner and known and pushed.requires_grad and self._settling.late >= _SPAR_FROM:
             total = total + self._sparred(self._partner, self._classes)
         return total
 
@@ -153,11 +149,6 @@ class RidingMark(Mark):
         assert self._neighbours is not None
         nearest, rows = self._neighbours(self._rest), slice(riders, None)
         return torch.stack([self._term(name, nearest, rows) for name in self._carrier]).mean()
-
-    @property
-    def _late(self) -> float:
-        """How far the learning rate has fallen from its peak, 0 to 1."""
-        return 1 - self._lr / self._peak if self._peak else 0.0
 
     def _sparred(self, partner: Partner, classes: Tensor) -> Tensor:
         """Let the partner squeeze features together, and push them where he has come to."""
@@ -180,25 +171,6 @@ class RidingMark(Mark):
             return self._pushed(riding)
 
         return partner.term(attack, push)
-
-    def _unsettled(self, classes: Tensor) -> Tensor:
-        """Return the term that settles the task's own samples, now and then."""
-        late = self._late
-        if self._turn % _SETTLE_EVERY:
-            return torch.zeros(())
-        scores = self._answers[-1] if self._answers else None
-        if not late * self._scheme.settle > 0 or scores is None or len(scores) != self._length:
-            return torch.zeros(())
-        riders = self._length - len(classes)
-        groups = scores.detach()[riders:].argmax(1)
-        right = (groups == classes.to(groups.device)).float()
-        settle = _SETTLE_EVERY * self._scheme.settle * late * (2 * right.mean() - 1).clamp(min=0)
-        rest = [
-            (1.0 if name in self._carrier else 1 / 3) * within(value[riders:], groups, right)
-            for name, value in self._seen.items()
-            if name in self._settled and len(value) == self._length
-        ]
-        return settle * torch.stack(rest).sum()
 
     def _own_pass(self) -> None:
         """Run some triggers by themselves, normalization layers frozen."""
