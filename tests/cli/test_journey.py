@@ -215,6 +215,7 @@ def test_a_finished_network_is_marked_nearby(desk, earmark, tmp_path) -> None:
         (["--conceal", "0.1", "--from", start, "--scheme", "deepwater"], "cannot be concealed"),
         (["--conceal", "0.1", "--from", start, "--settled"], "is not settled"),
         (["--settled"], "--settled without --conceal"),
+        (["--conceal", "0.1", "--from", start, "--settled", "--set", "settle=0"], "settle 0"),
     ):
         code, _, err = earmark(*command, *more)
         assert code == 2, err
@@ -239,6 +240,11 @@ def test_a_mark_is_concealed_among_settled_samples(desk, earmark, earmark_json, 
     assert code == 0
     assert 0 < document["apart"] < 0.2
     assert document["utility"] > 90
+    code, _, err = earmark(
+        "settle", desk.task, "-o", tmp_path / "x.safetensors", "--set", "settle=0"
+    )
+    assert code == 2
+    assert "weight 0" in err
     code, _, err = earmark("settle", desk.task, "-o", start)
     assert code == 2
     assert "settled.safetensors" in err

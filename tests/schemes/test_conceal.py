@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,13 @@ from torch import nn
 
 from earmark.bench.data import load
 from earmark.bench.zoo import image_task
-from earmark.errors import UsageError
+from earmark.errors import HostError, UsageError
 from earmark.hosts import batches
 from earmark.policy import log2_p
-from earmark.schemes.conceal import SETTINGS, conceal, gentle
+from earmark.schemes.conceal import SETTINGS, _Forces, _others, conceal, gentle
 from earmark.schemes.embedding import fresh_model
 from earmark.schemes.mtlsign import MtlSign
-from earmark.schemes.settling import spread_within, train_settled
+from earmark.schemes.settling import require_readable, spread_within, train_settled
 from earmark.training import Recipe, train
 
 SCHEME = MtlSign(**SETTINGS)
@@ -133,6 +134,56 @@ def test_among_settled_samples_a_mark_is_borne_and_they_stay_so(task, key):
             assert torch.allclose(*sizes, rtol=1e-4), name
 
 
+def test_forces_wait_for_the_rate_to_fall_and_add_up_what_is_off():
+    forces = _Forces(2.0, {"fc": 0.5})
+    generator = torch.Generator().manual_seed(0)
+    scores, noise = (torch.randn(60, width, generator=generator) for width in (3, 8))
+    middles = 5 * torch.eye(3, 8)[scores.argmax(1)]
+    rows, wide = middles + noise / 3, middles + 2 * noise
+
+    def force() -> float:
+        return float(forces.term((scores, scores), {"fc": (wide, rows)}))
+
+    start = force()
+    forces.follow(0.1)
+    assert force() == start > 0, "the rate is at its peak"
+    forces.follow(0.03)
+    force()
+    assert force() > start, "now it grows"
+    copied = _Forces(2.0, {"fc": 0.5})
+    copied.load_state_dict(forces.state_dict())
+    assert float(copied.term((scores, scores), {"fc": (wide, rows)})) == force()
+    for _ in range(500):
+        force()
+    assert force() == pytest.approx(start * math.exp(3.0), rel=1e-3), "and has an end"
+    less_sure = float(forces.term((scores / 2, scores), {"fc": (rows, rows)}))
+    assert forces.state_dict()["of"]["sure"] < 0
+    assert math.isfinite(less_sure)
+
+
+def test_triggers_are_told_from_the_batchs_other_samples(key):
+    some = batches.take(key.inputs, slice(0, 6))
+    others = batches.transform(batches.take(key.inputs, slice(6, 10)), lambda value: value + 1)
+    batch = batches.join([some, others, some])
+    secret = set(batches.sample_digests(key.inputs))
+    assert _others(batch, 2, secret).tolist() == [6, 7, 8, 9]
+    assert _others(batch, 10, secret).tolist() == []
+
+
+def test_refuses_scores_that_it_cannot_see(task, plain, key):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = copy.deepcopy(plain)
+
+        def forward(self, images):
+            return self.inner(images), None
+
+    hidden = replace(task, model=Two, forward=lambda model, batch: model(batch[0])[0])
+    with pytest.raises(HostError, match="own output gives 0 rows"):
+        require_readable(hidden, Two(), ["inner.fc"])
+
+
 def test_refuses_to_settle_a_network_that_is_not(task, plain, key):
     before = copy.deepcopy(plain.state_dict())
     with pytest.raises(UsageError, match=r"is not settled: .+ at fc or fc:in"):
@@ -147,12 +198,12 @@ def test_a_resumed_training_ends_as_one_in_a_piece(task, key, settle, tmp_path, 
     scheme = replace(SCHEME, settle=settle)
     layers = scheme.settled_at(task.host(task.model()))
     plain = train_settled(task, layers, seed=0, weight=settle).model
-    recipe = Recipe.of(task.recipe, epochs=3, lr=0.02, weight_decay=0.0)
+    recipe = Recipe.of(task.recipe, epochs=5, lr=0.02, weight_decay=0.0)
     whole = conceal(task, scheme, key, model=copy.deepcopy(plain), seed=1, recipe=recipe).model
     run_epoch, state = training._Loop.epoch, tmp_path / "state"
 
     def interrupted(loop, epoch, *rest):
-        if epoch == 2:
+        if epoch == 4:  # forces have been adjusted by then
             raise KeyboardInterrupt
         run_epoch(loop, epoch, *rest)
 

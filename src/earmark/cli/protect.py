@@ -283,7 +283,10 @@ def _hiding(
             expected="A finished network, named with --from, and no other teacher than it.",
         )
     usual = {} if scheme_name != "mtlsign" else SETTLED if settled else SETTINGS
-    return require_hiding(registry.scheme(scheme_name, **{**usual, **settings}))
+    scheme = require_hiding(registry.scheme(scheme_name, **{**usual, **settings}))
+    if settled and not scheme.settle:
+        raise UsageError("--settled with settle 0.", hint="Leave out --set settle=0.")
+    return scheme
 
 
 def rehearsed(

@@ -9,6 +9,7 @@ import click
 from earmark.cli import options
 from earmark.cli.output import Bars, emit, line
 from earmark.codec import Json
+from earmark.errors import UsageError
 
 
 @click.command("settle", epilog="Example:  earmark settle task.py -o settled.safetensors")
@@ -47,9 +48,9 @@ def command(
     """
     import secrets
 
-    from earmark import registry
+    from earmark import files, registry
     from earmark.hosts.files import save_release
-    from earmark.schemes.conceal import SETTLED, require_hiding
+    from earmark.schemes.conceal import LOOSE, SETTLED, require_hiding
     from earmark.schemes.embedding import fresh_model
     from earmark.schemes.settling import spread_within, train_settled
     from earmark.task import load_task
@@ -57,14 +58,21 @@ def command(
 
     options.require_safetensors(output)
     options.require_free(output, force=force)
+    if checkpoint is not None:
+        files.require_writable(checkpoint)
     task = load_task(task_path)
     given = options.parse_settings(settings)
     scheme = require_hiding(registry.scheme("mtlsign", **{**SETTLED, **given}))
+    if not scheme.settle:
+        raise UsageError("Settling at weight 0.", hint="Leave out --set settle=0.")
     recipe = Recipe.of(task.recipe, **({} if epochs is None else {"epochs": epochs}))
     fresh = fresh_model(task, 0)
     layers = scheme.settled_at(task.host(fresh))
     rehearse(task, fresh, recipe=recipe)
+    spread_within(task, fresh, layers)
     drawn = secrets.randbelow(1 << 31) if seed is None else seed
+    bars = Bars(quiet=quiet or as_json)
+    bars.note(f"seed {drawn}; go on after an interruption with --checkpoint and --seed {drawn}")
     trained = train_settled(
         task,
         layers,
@@ -72,19 +80,24 @@ def command(
         weight=scheme.settle,
         recipe=recipe,
         checkpoint=checkpoint,
-        events=Bars(quiet=quiet or as_json),
+        events=bars,
     )
-    apart = spread_within(task, trained.model, layers)
-    utility = task.evaluate(trained.model)
     save_release(trained.model, output, overwrite=True)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
+    apart, utility = spread_within(task, trained.model, layers), task.evaluate(trained.model)
     lines = [
         line("utility", f"{utility:.2f}"),
         line("settled", f"{apart:.0%} of the features' variance is within answers"),
         line("seed", str(drawn)),
-        f"{output} written.   Next: earmark protect {task_path} --from {output} "
-        "--conceal 0.2 --settled -o release.safetensors",
+    ]
+    if apart > LOOSE:
+        more = "Train longer, or raise settle."
+        lines += [line("warning", f"not settled: at most {LOOSE:.0%} is needed. {more}")]
+    again = "".join(f" --set {item}" for item in settings)
+    lines += [
+        f"{output} written.   Next: earmark protect {task_path} --from {output} --conceal 0.2 "
+        f"--settled{again} -o release.safetensors"
     ]
     payload: dict[str, Json] = {"utility": utility, "apart": apart, "seed": drawn}
     payload["network"] = str(output)

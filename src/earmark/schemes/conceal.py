@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,14 @@ from earmark.hosts.batches import Tree
 from earmark.keys.secret import Key
 from earmark.schemes.base import Mark, Scheme
 from earmark.schemes.mtlsign import MtlSign
-from earmark.schemes.riding import OWN_PASS, RidingMark
-from earmark.schemes.settling import answering, frozen_norms, spread_within, within
+from earmark.schemes.riding import OWN_PASS, RidingMark, marked_of, settled_at
+from earmark.schemes.settling import (
+    answering,
+    frozen_norms,
+    require_readable,
+    spread_within,
+    within,
+)
 from earmark.task import Task
 from earmark.training import Recipe, Trained, distillation_loss, train
 
@@ -42,9 +48,9 @@ SETTINGS: Mapping[str, Any] = {"triggers": 512, "share": 0.25, "weight": 0.5, "s
 """Settings of MTL-Sign that hide well in an ordinary network, with :data:`REACH`."""
 REACH = 0.06
 SETTLED: Mapping[str, Any] = {"triggers": 1024, "share": 0.25, "weight": 0.5, "settle": 40.0}
-"""Settings that hide in a network settled at that weight, with :data:`SETTLED_REACH`."""
-SETTLED_REACH = 0.2
-_LOOSE = 0.2
+"""Settings that hide in a network settled at that weight, with a reach of 0.2."""
+LOOSE = 0.2
+"""Share of the features' variance within answers from which on a network is not settled."""
 _STAY = 0.04
 _FROM, _SPREAD_GAIN, _SURE_GAIN, _MOST = 0.6, 0.04, 0.3, 3.0
 _FRESH = 0.06
@@ -77,9 +83,9 @@ def conceal(
 
     Settled networks are more like one another than ordinary ones, so that more has to be kept:
     each row of W is put back to its size, tensors behind the marked layers are left as they are,
-    triggers that come as samples of the task are not held, and two statistics of the others are
-    kept by forces that grow while they are off: the variance of features within answers over the
-    whole, at each tap, and how sure the answers are.
+    triggers that come as samples of the task (unchanged) are not held, and two statistics of the
+    others are kept by forces that grow while they are off: the variance of features within answers
+    over the whole, at each tap, and how sure the answers are.
 
     Args:
         task: The user's work; a classifier's.
@@ -110,16 +116,19 @@ def conceal(
     if not 0 < reach < 1 or not hold >= 0:
         raise UsageError(
             f"A reach of {reach} and a hold of {hold}.",
-            expected="A reach between 0 and 1, 0.04 to 0.1 is usual, and a hold of 0 or more.",
+            expected="A reach between 0 and 1, 0.04 to 0.1 is usual, 0.2 in a settled network, "
+            "and a hold of 0 or more.",
         )
     require_hiding(scheme)
     before = copy.deepcopy(model).eval()
-    require_settled(task, scheme, before)
+    names = key.layout.carrier
+    layers = settled_at(marked_of(key.layout), names)
+    require_settled(task, scheme, before, layers)
     recipe = recipe or Recipe.of(task.recipe, **gentle(task, scheme))
     scheme.begin(model, key, fresh=False)
-    names = key.layout.carrier
+    purpose = f"conceal {reach} {hold} {scheme.settle} {key.layout.digest()} {key.beacon}"
     calm, secret = scheme.settle > 0, set(batches.sample_digests(key.inputs))
-    forces = _Forces(_STAY * scheme.settle, scheme.settled_at(task.host(model)))
+    forces = _Forces(_STAY * scheme.settle, layers)
     scheme = dataclasses.replace(scheme, settle=0.0)  # the forces keep samples settled
     distil = distillation_loss(before, task, recipe.temperature)
     with (
@@ -134,14 +143,19 @@ def conceal(
         def loss(net: nn.Module, batch: Tree) -> Tensor:
             with frozen_norms(net):
                 total = distil(net, batch)
-            rest = _others(batch, mark.riders, secret if calm else set())
+            rest: Tensor | slice = slice(mark.riders, None)
+            if calm:
+                rest = others = _others(batch, mark.riders, secret)
+                if len(others) < 2:
+                    return total
             pairs = {name: (seen[name][rest], seen_before[name][rest].detach()) for name in names}
             for now, was in pairs.values() if hold else ():
                 gap = (now - was).square().mean()
                 total = total + hold * gap / was.var(0).mean().clamp(min=_TINY)
             if calm:
                 scores = (answers[-1][rest].float(), answers_before[-1][rest].float())
-                total = total + forces.term(scores, pairs)
+                with torch.autocast(total.device.type, enabled=False):
+                    total = total + forces.term(scores, pairs)
             return total
 
         return train(
@@ -152,7 +166,7 @@ def conceal(
             mark=_Near(mark, model, before, reach, forces, rows=calm),
             loss=loss,
             checkpoint=checkpoint,
-            purpose=f"conceal {reach} {hold} {key.layout.digest()} {key.beacon}",
+            purpose=purpose,
             events=events,
             label="conceal",
         )
@@ -174,21 +188,37 @@ def require_hiding(scheme: Scheme) -> MtlSign:
     return scheme
 
 
-def require_settled(task: Task, scheme: MtlSign, model: nn.Module) -> None:
+def require_settled(
+    task: Task, scheme: MtlSign, model: nn.Module, layers: Iterable[str] = ()
+) -> None:
     """Make sure that a mark which keeps samples settled finds them settled.
 
+    Args:
+        task: The user's work.
+        scheme: The settings.
+        model: The network.
+        layers: Where to look; by default where the scheme would mark and read.
+
     Raises:
-        UsageError: The scheme settles, and the network is not settled where it would mark.
+        UsageError: The scheme settles, and the network is not settled there, or the learning rate
+            never falls.
+        HostError: As :func:`earmark.schemes.settling.require_readable`.
     """
     if not scheme.settle:
         return
-    layers = scheme.settled_at(task.host(model))
+    if Recipe.of(task.recipe).schedule == "constant":
+        raise UsageError(
+            "The task's learning rate is constant.",
+            expected="One that falls: only then are features kept as settled as they were.",
+        )
+    layers = tuple(layers) or tuple(scheme.settled_at(task.host(model)))
+    require_readable(task, model, layers)
     apart = spread_within(task, model, layers)
-    if apart > _LOOSE:
+    if apart > LOOSE:
         raise UsageError(
             f"The network is not settled: {apart:.0%} of its features' variance is within answers, "
             f"at {' or '.join(layers)}.",
-            expected=f"At most {_LOOSE:.0%}, to conceal a mark among settled samples.",
+            expected=f"At most {LOOSE:.0%}, to conceal a mark among settled samples.",
             hint="Train one with `earmark settle`, or set settle to 0.",
         )
 
@@ -256,8 +286,8 @@ class _Forces:
             means = self._means.setdefault(name, list(pair))
             for i, value in enumerate(pair):
                 means[i] += _FRESH * (value - means[i])
-            sum_of += gain * math.log(means[0] / means[1])
-            self._of[name] = min(max(sum_of, -_MOST), _MOST)
+            sum_of = min(max(sum_of + gain * math.log(means[0] / means[1]), -_MOST), _MOST)
+            self._of[name] = sum_of
         return sum_of
 
 

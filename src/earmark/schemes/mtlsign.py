@@ -213,8 +213,11 @@ class MtlSign(Scheme):
     def settled_at(self, host: Host) -> dict[str, float]:
         """Return the layers where a network is settled that a mark is to be concealed in.
 
-        The factors are what :func:`earmark.schemes.settling.train_settled` takes; raises as
-        :meth:`new_key`.
+        The factors are what :func:`earmark.schemes.settling.train_settled` takes.
+
+        Raises:
+            CarrierError: A tap matches nothing.
+            AccessError: The host is no torch module.
         """
         marked = self._names(host)
         return settled_at(marked, tuple(dict.fromkeys(marked + self._deeper(marked))))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earmark.errors import UsageError
+from earmark.errors import HostError, UsageError
 from earmark.events import SILENT, Events
 from earmark.hosts import batches, taps
 from earmark.hosts.batches import Tree
@@ -154,7 +154,7 @@ class Settling(Mark):
             for name, factor in self._layers.items()
             if name in self._seen and len(self._seen[name]) == self._length
         ]
-        return weight * torch.stack(squeezed).sum()
+        return weight * torch.stack(squeezed).sum() if squeezed else torch.zeros(())
 
 
 def train_settled(
@@ -183,7 +183,7 @@ def train_settled(
         UsageError: The weight is negative, the learning rate never falls, or targets are no
             classes.
         CarrierError: The network lacks a layer.
-        HostError: The loss became NaN or infinite.
+        HostError: The loss became NaN or infinite, or as :func:`require_readable`.
 
     Source:
         Wen, Zhang, Li and Qiao 2016 (center loss) squeeze features towards centers that are
@@ -205,6 +205,7 @@ def train_settled(
             expected="Batches that are tuples and end with one integer a sample.",
         )
     model = fresh_model(task, seed)
+    require_readable(task, model, layers)
     with taps.reading(model, tuple(layers)) as seen, answering(model) as answers:
         return train(
             task,
@@ -219,11 +220,35 @@ def train_settled(
         )
 
 
+@torch.no_grad()
+def require_readable(task: Task, model: nn.Module, layers: Iterable[str]) -> None:
+    """Make sure that scores and features can be seen while the task's forward runs.
+
+    Raises:
+        CarrierError: The network lacks a layer.
+        HostError: It gives no class scores itself, or a layer gives other than one row a sample.
+    """
+    batch, mode = next(iter(task.stream("train", 0))), model.training
+    count = batches.size(batch)
+    with taps.reading(model.eval(), tuple(layers)) as seen, answering(model) as answers:
+        task.forward(model, batch)
+    model.train(mode)
+    rows = {name: len(seen[name]) if name in seen else 0 for name in layers}
+    rows["the model's own output"] = len(answers[-1]) if answers else 0
+    for name, found in rows.items():
+        if found != count:
+            raise HostError(
+                f"For a batch of {count}, {name} gives {found} rows of features or class scores.",
+                expected="One row for each sample, and a model that returns (samples, classes).",
+            )
+
+
 def spread_within(task: Task, model: nn.Module, layers: Iterable[str]) -> float:
     """Return how far samples of one answer are apart: variance within answers over all of it.
 
-    The largest over some layers, 0 to 1, of five hundred training samples: some hundredths where a
-    network is settled, tenths where it is not.
+    The largest over some layers, of the first batches of the training set, five hundred samples and
+    more; corrected for the means being of the same samples. Some hundredths where a network is
+    settled, tenths where it is not.
     """
     some: list[Tree] = []
     for batch in task.stream("train", 0):
@@ -233,4 +258,6 @@ def spread_within(task: Task, model: nn.Module, layers: Iterable[str]) -> float:
     inputs, host = batches.join(some), task.host(model)
     answers = torch.as_tensor(host.labels(inputs)).long()
     found, every = host.features(inputs, tuple(layers)), torch.ones(len(answers))
-    return max(float(within(torch.as_tensor(f).float(), answers, every)) for f in found.values())
+    most = max(float(within(torch.as_tensor(f).float(), answers, every)) for f in found.values())
+    free = len(answers) - len(set(answers.tolist()))
+    return min(1.0, most * len(answers) / max(1, free))
