@@ -18,7 +18,7 @@ from earmark.errors import EarmarkError
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Run the whole journey on real data, in a few minutes."),
     "protect": ("protect", "Train your model with a mark and register it before release."),
-    "settle": ("settle", "Train a network without a mark, ready for one that nobody sees."),
+    "settle": ("settle", "Train a network without a mark, to conceal one in later."),
     "stamp": ("stamp", "Put a mark into finished weights, without data, code or training."),
     "register": ("register", "Record further files of a protected model in the ledger."),
     "keys": ("keys", "List your keys, and which model each belongs to."),

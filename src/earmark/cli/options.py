@@ -55,6 +55,19 @@ def new_key_options(function: F) -> F:
     return community(owner(function))
 
 
+def training_options(function: F) -> F:
+    """Add ``--seed`` and ``--checkpoint``, for commands that train."""
+    seed = click.option(
+        "--seed", type=int, help="Seed of the training; drawn and shown if not given."
+    )
+    checkpoint = click.option(
+        "--checkpoint",
+        type=click.Path(path_type=Path),
+        help="Write the training's state here after each epoch, or go on from it if it is there.",
+    )
+    return seed(checkpoint(function))
+
+
 def passphrase_option(function: F) -> F:
     """Add ``--passphrase-file``."""
     return click.option(

@@ -79,12 +79,7 @@ _BETTER = {
     type=click.IntRange(min=1),
     help="Instead of the task's own; with --conceal, of as many as the mark needs.",
 )
-@click.option("--seed", type=int, help="Seed of the training; drawn and shown if not given.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="Write the training's state here after each epoch, or go on from it if it is there.",
-)
+@options.training_options
 @click.option(
     "--key",
     "key_name",

@@ -1,4 +1,4 @@
-"""`earmark settle`: train a network without a mark, ready for one that nobody sees."""
+"""`earmark settle`: train a network without a mark, to conceal one in later."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ from earmark.errors import UsageError
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The network.")
 @options.settings_option
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the task's own.")
-@click.option("--seed", type=int, help="Seed of the training; drawn and shown if not given.")
-@click.option(
-    "--checkpoint",
-    type=click.Path(path_type=Path),
-    help="Write the training's state here after each epoch, or go on from it if it is there.",
-)
+@options.training_options
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @options.quiet_option
 @options.json_option
