@@ -192,26 +192,15 @@ def test_refuses_to_settle_a_network_that_is_not(task, plain, key):
 
 
 @pytest.mark.parametrize("settle", [0.0, 20.0], ids=str)
-def test_a_resumed_training_ends_as_one_in_a_piece(task, key, settle, tmp_path, monkeypatch):
-    from earmark import training
-
+def test_a_resumed_training_ends_as_one_in_a_piece(task, key, settle, tmp_path, interrupted_before):
     scheme = replace(SCHEME, settle=settle)
     layers = scheme.settled_at(task.host(task.model()))
     plain = train_settled(task, layers, seed=0, weight=settle).model
     recipe = Recipe.of(task.recipe, epochs=5, lr=0.02, weight_decay=0.0)
     whole = conceal(task, scheme, key, model=copy.deepcopy(plain), seed=1, recipe=recipe).model
-    run_epoch, state = training._Loop.epoch, tmp_path / "state"
-
-    def interrupted(loop, epoch, *rest):
-        if epoch == 4:  # forces have been adjusted by then
-            raise KeyboardInterrupt
-        run_epoch(loop, epoch, *rest)
-
-    own = {"seed": 1, "recipe": recipe, "checkpoint": state}
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Loop, "epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            conceal(task, scheme, key, model=copy.deepcopy(plain), **own)
+    own = {"seed": 1, "recipe": recipe, "checkpoint": tmp_path / "state"}
+    with interrupted_before(4):  # forces have been adjusted by then
+        conceal(task, scheme, key, model=copy.deepcopy(plain), **own)
     resumed = conceal(task, scheme, key, model=copy.deepcopy(plain), **own).model
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, resumed.state_dict()[name], atol=1e-6), name

@@ -79,23 +79,12 @@ def test_refuses_a_layer_that_is_not_there(task):
         train_settled(task, {"nowhere": 1.0}, seed=0)
 
 
-def test_a_resumed_training_ends_as_one_in_a_piece(task, tmp_path, monkeypatch):
-    from earmark import training
-
+def test_a_resumed_training_ends_as_one_in_a_piece(task, tmp_path, interrupted_before):
     recipe = Recipe.of(task.recipe, epochs=3)
     whole = train_settled(task, LAYERS, seed=1, recipe=recipe).model
-    run_epoch, state = training._Loop.epoch, tmp_path / "state"
-
-    def interrupted(loop, epoch, *rest):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        run_epoch(loop, epoch, *rest)
-
-    own = {"seed": 1, "recipe": recipe, "checkpoint": state}
-    with monkeypatch.context() as patch:
-        patch.setattr(training._Loop, "epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train_settled(task, LAYERS, **own)
+    own = {"seed": 1, "recipe": recipe, "checkpoint": tmp_path / "state"}
+    with interrupted_before(2):
+        train_settled(task, LAYERS, **own)
     resumed = train_settled(task, LAYERS, **own).model
     for name, value in whole.state_dict().items():
         assert torch.allclose(value, resumed.state_dict()[name], atol=1e-6), name
