@@ -17,7 +17,8 @@ from earmark.schemes.mtlsign import MtlSign
 from earmark.schemes.sparring import Partner
 from earmark.training import train
 
-X, Y = torch.randn(32, 6), torch.randint(0, 2, (32,))
+DRAWS = torch.Generator().manual_seed(0)
+X, Y = torch.randn(32, 6, generator=DRAWS), torch.randint(0, 2, (32,), generator=DRAWS)
 
 
 class Stopped(Silent):
