@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,7 @@ from earmark.bench.zoo import image_task
 from earmark.errors import HostError, UsageError
 from earmark.hosts import batches
 from earmark.policy import log2_p
-from earmark.schemes.conceal import SETTINGS, _Forces, _others, conceal, gentle
+from earmark.schemes.conceal import SETTINGS, _others, conceal, gentle
 from earmark.schemes.embedding import fresh_model
 from earmark.schemes.mtlsign import MtlSign
 from earmark.schemes.settling import require_readable, spread_within, train_settled
@@ -129,36 +128,11 @@ def test_among_settled_samples_a_mark_is_borne_and_they_stay_so(task, key):
         if value.ndim < 2 or name == "head.weight":
             assert torch.equal(value, before[name]), f"no mark reaches {name}"
         else:
-            sizes = [one.flatten(1).norm(dim=1) for one in (value, before[name])]
+            flat = [one.flatten(1) for one in (value, before[name])]
             assert not torch.equal(value, before[name])
-            assert torch.allclose(*sizes, rtol=1e-4), name
-
-
-def test_forces_wait_for_the_rate_to_fall_and_add_up_what_is_off():
-    forces = _Forces(2.0, {"fc": 0.5})
-    generator = torch.Generator().manual_seed(0)
-    scores, noise = (torch.randn(60, width, generator=generator) for width in (3, 8))
-    middles = 5 * torch.eye(3, 8)[scores.argmax(1)]
-    rows, wide = middles + noise / 3, middles + 2 * noise
-
-    def force() -> float:
-        return float(forces.term((scores, scores), {"fc": (wide, rows)}))
-
-    start = force()
-    forces.follow(0.1)
-    assert force() == start > 0, "the rate is at its peak"
-    forces.follow(0.03)
-    force()
-    assert force() > start, "now it grows"
-    copied = _Forces(2.0, {"fc": 0.5})
-    copied.load_state_dict(forces.state_dict())
-    assert float(copied.term((scores, scores), {"fc": (wide, rows)})) == force()
-    for _ in range(500):
-        force()
-    assert force() == pytest.approx(start * math.exp(3.0), rel=1e-3), "and has an end"
-    less_sure = float(forces.term((scores / 2, scores), {"fc": (rows, rows)}))
-    assert forces.state_dict()["of"]["sure"] < 0
-    assert math.isfinite(less_sure)
+            assert torch.allclose(*(one.norm(dim=1) for one in flat), rtol=1e-4), name
+            assert torch.allclose(*(one.norm(dim=0) for one in flat), rtol=0.02), name
+            assert torch.allclose(*(torch.linalg.matrix_norm(one, 2) for one in flat), rtol=0.02)
 
 
 def test_triggers_are_told_from_the_batchs_other_samples(key):

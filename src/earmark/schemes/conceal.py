@@ -32,6 +32,7 @@ from earmark.hosts import batches, taps
 from earmark.hosts.batches import Tree
 from earmark.keys.secret import Key
 from earmark.schemes.base import Mark, Scheme
+from earmark.schemes.likeness import Forces, Sizes, main_directions
 from earmark.schemes.mtlsign import MtlSign
 from earmark.schemes.riding import OWN_PASS, RidingMark, marked_of, settled_at
 from earmark.schemes.settling import (
@@ -39,7 +40,6 @@ from earmark.schemes.settling import (
     frozen_norms,
     require_readable,
     spread_within,
-    within,
 )
 from earmark.task import Task
 from earmark.training import Recipe, Trained, distillation_loss, train
@@ -51,13 +51,9 @@ SETTLED: Mapping[str, Any] = {"triggers": 1024, "share": 0.25, "weight": 0.5, "s
 """Settings that hide in a network settled at that weight, with a reach of 0.2."""
 LOOSE = 0.2
 """Share of the features' variance within answers from which on a network is not settled."""
-_STAY = 0.04
-_FROM, _SPREAD_GAIN, _SURE_GAIN, _MOST = 0.6, 0.04, 0.3, 3.0
-_FRESH = 0.06
 _GENTLE = 0.4
 _ROUNDS = 32
 _TINY = 1e-12
-Pair = tuple[Tensor, Tensor]
 
 
 def conceal(
@@ -82,10 +78,9 @@ def conceal(
     left as they are. No labels are used.
 
     Settled networks are more like one another than ordinary ones, so that more has to be kept:
-    each row of W is put back to its size, tensors behind the marked layers are left as they are,
-    triggers that come as samples of the task (unchanged) are not held, and two statistics of the
-    others are kept by forces that grow while they are off: the variance of features within answers
-    over the whole, at each tap, and how sure the answers are.
+    rows, columns and the main direction of W are put back to their sizes, tensors behind the marked
+    layers are left as they are, triggers that come as samples of the task (unchanged) are not held,
+    and statistics of the others are kept by forces (:class:`earmark.schemes.likeness.Forces`).
 
     Args:
         task: The user's work; a classifier's.
@@ -128,7 +123,7 @@ def conceal(
     scheme.begin(model, key, fresh=False)
     purpose = f"conceal {reach} {hold} {scheme.settle} {key.layout.digest()} {key.beacon}"
     calm, secret = scheme.settle > 0, set(batches.sample_digests(key.inputs))
-    forces = _Forces(_STAY * scheme.settle, layers)
+    forces = Forces(scheme.settle, layers, main_directions(task, before, names)) if calm else None
     scheme = dataclasses.replace(scheme, settle=0.0)  # the forces keep samples settled
     distil = distillation_loss(before, task, recipe.temperature)
     with (
@@ -144,7 +139,7 @@ def conceal(
             with frozen_norms(net):
                 total = distil(net, batch)
             rest: Tensor | slice = slice(mark.riders, None)
-            if calm:
+            if forces:
                 rest = others = _others(batch, mark.riders, secret)
                 if len(others) < 2:
                     return total
@@ -152,7 +147,7 @@ def conceal(
             for now, was in pairs.values() if hold else ():
                 gap = (now - was).square().mean()
                 total = total + hold * gap / was.var(0).mean().clamp(min=_TINY)
-            if calm:
+            if forces:
                 scores = (answers[-1][rest].float(), answers_before[-1][rest].float())
                 with torch.autocast(total.device.type, enabled=False):
                     total = total + forces.term(scores, pairs)
@@ -163,7 +158,7 @@ def conceal(
             seed=seed,
             recipe=recipe,
             model=model,
-            mark=_Near(mark, model, before, reach, forces, rows=calm),
+            mark=_Near(mark, model, before, reach, forces),
             loss=loss,
             checkpoint=checkpoint,
             purpose=purpose,
@@ -245,52 +240,6 @@ def _others(batch: Tree, riders: int, secret: set[bytes]) -> Tensor:
     return torch.tensor(kept, dtype=torch.long)
 
 
-class _Forces:
-    """What keeps two statistics where they were; adjusted while they are off, at a low rate."""
-
-    def __init__(self, stay: float, layers: Mapping[str, float]) -> None:
-        self._stay, self._layers = stay, layers
-        self._late, self._peak = False, 0.0
-        self._of: dict[str, float] = {}
-        self._means: dict[str, list[float]] = {}
-
-    def state_dict(self) -> dict[str, Any]:  # Any: numbers
-        means = {name: list(pair) for name, pair in self._means.items()}
-        return {"late": self._late, "peak": self._peak, "of": dict(self._of), "means": means}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
-        self._late, self._peak = bool(state["late"]), float(state["peak"])
-        self._of = dict(state["of"])
-        self._means = {name: list(pair) for name, pair in state["means"].items()}
-
-    def follow(self, lr: float) -> None:
-        """Adjust forces once the learning rate has fallen, when features have come to rest."""
-        self._peak = max(lr, self._peak)
-        self._late = lr <= (1 - _FROM) * self._peak
-
-    def term(self, scores: Pair, features: Mapping[str, Pair]) -> Tensor:
-        """Return the term, from scores and features as they are now and as they were."""
-        groups, every = scores[1].argmax(1), torch.ones_like(scores[1][:, 0])
-        now, was = (value.softmax(1).amax(1).mean() for value in scores)
-        total = self._off("sure", now, was, _SURE_GAIN) * now.log()
-        for name, pair in features.items():
-            now, was = (within(value, groups, every) for value in pair)
-            force = self._stay * math.exp(self._off(name, now, was, _SPREAD_GAIN))
-            total = total + self._layers[name] * force * now
-        return total
-
-    def _off(self, name: str, now: Tensor, was: Tensor, gain: float) -> float:
-        sum_of = self._of.get(name, 0.0)
-        if self._late:
-            pair = [max(float(value.detach()), _TINY) for value in (now, was)]
-            means = self._means.setdefault(name, list(pair))
-            for i, value in enumerate(pair):
-                means[i] += _FRESH * (value - means[i])
-            sum_of = min(max(sum_of + gain * math.log(means[0] / means[1]), -_MOST), _MOST)
-            self._of[name] = sum_of
-        return sum_of
-
-
 class _Near(Mark):
     """A mark that keeps a network's weights within reach of what they were."""
 
@@ -300,13 +249,12 @@ class _Near(Mark):
         model: nn.Module,
         before: nn.Module,
         reach: float,
-        forces: _Forces,
-        *,
-        rows: bool,
+        forces: Forces | None,
     ) -> None:
         self._mark, self._model, self._reach, self._forces = mark, model, reach, forces
-        self._rows = rows
         self._before = {name: value.detach() for name, value in before.named_parameters()}
+        moved = [name for name, value in model.named_parameters() if value.requires_grad]
+        self._sizes = Sizes({name: self._before[name] for name in moved}) if forces else None
 
     def mix(self, batch: Tree) -> Tree:
         """Return the batch as the mark mixes it."""
@@ -318,19 +266,18 @@ class _Near(Mark):
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
-        """Put the weights back within reach, and them or their rows to their size."""
+        """Put the weights back within reach, and them or their parts to their size."""
         self._mark.after_step(lr)
-        self._forces.follow(lr)
+        if self._forces:
+            self._forces.follow(lr)
         for name, value in self._model.named_parameters():
             if value.requires_grad:
                 was = self._before[name]
                 size, away = was.norm(), value - was
                 share = (self._reach * size / away.norm().clamp(min=_TINY)).clamp(max=1.0)
                 value.copy_(was + share * away)
-                if self._rows:
-                    sizes = [one.flatten(1).norm(dim=1) for one in (was, value)]
-                    ratio = sizes[0] / sizes[1].clamp(min=_TINY)
-                    value.mul_(ratio.view(-1, *[1] * (value.ndim - 1)))
+                if self._sizes:
+                    value.copy_(self._sizes.put_back(name, value))
                 else:
                     value.mul_(size / value.norm().clamp(min=_TINY))
 
@@ -340,13 +287,18 @@ class _Near(Mark):
 
     def state_dict(self) -> Mapping[str, Any]:  # Any: plain values
         """Return what a resumed training needs."""
-        return {"mark": self._mark.state_dict(), "forces": self._forces.state_dict()}
+        state = {"mark": self._mark.state_dict()}
+        if self._forces and self._sizes:
+            state |= {"forces": self._forces.state_dict(), "sizes": self._sizes.state_dict()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # Any: as above
         """Take it back."""
         if state:
             self._mark.load_state_dict(state["mark"])
-            self._forces.load_state_dict(state["forces"])
+            if self._forces and self._sizes:
+                self._forces.load_state_dict(state["forces"])
+                self._sizes.load_state_dict(state["sizes"])
 
 
 def _weights(model: nn.Module) -> list[nn.Parameter]:

@@ -250,14 +250,19 @@ def spread_within(task: Task, model: nn.Module, layers: Iterable[str]) -> float:
     more; corrected for the means being of the same samples. Some hundredths where a network is
     settled, tenths where it is not.
     """
-    some: list[Tree] = []
-    for batch in task.stream("train", 0):
-        some.append(batch)
-        if sum(map(batches.size, some)) >= _LOOKED_AT:
-            break
-    inputs, host = batches.join(some), task.host(model)
+    inputs, host = first_samples(task, _LOOKED_AT), task.host(model)
     answers = torch.as_tensor(host.labels(inputs)).long()
     found, every = host.features(inputs, tuple(layers)), torch.ones(len(answers))
     most = max(float(within(torch.as_tensor(f).float(), answers, every)) for f in found.values())
     free = len(answers) - len(set(answers.tolist()))
     return min(1.0, most * len(answers) / max(1, free))
+
+
+def first_samples(task: Task, count: int) -> Tree:
+    """Return the first batches of the training set, so many samples and more if it has them."""
+    some: list[Tree] = []
+    for batch in task.stream("train", 0):
+        some.append(batch)
+        if sum(map(batches.size, some)) >= count:
+            break
+    return batches.join(some)
