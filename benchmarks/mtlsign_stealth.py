@@ -10,14 +10,14 @@ The attacker knows the scheme and trains shadow models of both kinds, one of eac
 with a key for each. Tests are scored on models that they never saw, whose seeds they never saw
 either: the variance of each layer's weights; how strongly the hidden features of his own samples
 fall into two clusters within a class; and classifiers on many statistics of weights and features,
-and on these with norms, biases and answers. An AUC of 0.5 is a guess; a test that is wrong more
-often than right is turned round. With --alike the models without the mark are trained in the same
-way, with triggers that ride and samples that are settled, but nothing is marked: what is then told
-apart is the mark, not the way of training. With --conceal the marked models are the unmarked ones
-themselves, moved a little to bear the mark, as `earmark protect --conceal` does it; where the
-scheme settles, the unmarked ones are settled too, which needs no key. Models and what is found in
-them are kept in the folder for temporary files; run it again, or several times at once with --part,
-and it goes on.
+on these with norms, biases and answers, and on others that concealing does not look after. An AUC
+of 0.5 is a guess; a test that is wrong more often than right is turned round. With --alike the
+models without the mark are trained in the same way, with triggers that ride and samples that are
+settled, but nothing is marked: what is then told apart is the mark, not the way of training. With
+--conceal the marked models are the unmarked ones themselves, moved a little to bear the mark, as
+`earmark protect --conceal` does it; where the scheme settles, the unmarked ones are settled too,
+which needs no key. Models and what is found in them are kept in the folder for temporary files; run
+it again, or several times at once with --part, and it goes on.
 """
 
 from __future__ import annotations
@@ -113,6 +113,46 @@ def activation_statistics(
         found[f"clusters most {name}"] = float(np.max(splits))
         found[f"within {name}"] = float(np.sum(spreads))
         found[f"rank {name}"] = float(np.mean(ranks))
+    return found
+
+
+def unkept_statistics(
+    model: nn.Module, task: Task, pool: Any, names: tuple[str, ...]
+) -> dict[str, float]:
+    """Describe what concealing does not look after: spectra, tails, answers one by one."""
+    found: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            continue
+        values = parameter.detach().double().flatten(1).numpy()
+        unit = (values - values.mean()) / values.std()
+        spectrum = np.linalg.svd(values, compute_uv=False)
+        share = spectrum**2 / (spectrum**2).sum()
+        for at in (1, 2, 4):
+            found[f"spectrum {at} {name}"] = float(share[at])
+        found[f"dimensions {name}"] = float(np.exp(-(share * np.log(share + 1e-12)).sum()))
+        found[f"tails {name}"] = float((np.abs(unit) > 3).mean())
+        found[f"skewness {name}"] = float((unit**3).mean())
+        found[f"row means {name}"] = float(values.mean(1).std() / values.std())
+    host = task.host(model)
+    answers = host.labels(pool)
+    for name, features in host.features(pool, names).items():
+        whole = ((features - features.mean(0)) ** 2).sum(1).mean()
+        spreads, second, dimensions = [], [], []
+        for answer in np.unique(answers):
+            rows = features[answers == answer]
+            if len(rows) < 20:
+                continue
+            sizes = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+            share = sizes / sizes.sum()
+            spreads.append(sizes.sum() / len(rows) / whole)
+            second.append(share[1])
+            dimensions.append(np.exp(-(share * np.log(share + 1e-12)).sum()))
+        found[f"tightest {name}"], found[f"widest {name}"] = float(min(spreads)), max(spreads)
+        found[f"second {name}"] = float(np.mean(second))
+        found[f"dimensions {name}"] = float(np.mean(dimensions))
+        found[f"most dimensions {name}"] = float(np.max(dimensions))
+        found[f"zeros {name}"] = float((features == 0).mean())
     return found
 
 
@@ -254,6 +294,7 @@ class Shadows:
         marked = self.marked(seed)
         found = {
             "found": [self.seen(model, seed) for model in (clean, marked)],
+            "unkept": [self.unkept(model, seed) for model in (clean, marked)],
             "utilities": [self.task.evaluate(model) for model in (clean, marked)],
             "bits": -log2_p(self.scheme.measure(self.task.host(marked), self.key(seed))),
         }
@@ -268,6 +309,10 @@ class Shadows:
         found = weight_statistics(model) | answer_statistics(model, self.theirs)
         return found | activation_statistics(model, self.task, self.theirs, carrier)
 
+    def unkept(self, model: nn.Module, seed: int) -> dict[str, float]:
+        """Return what a judge might look at that concealing does not keep."""
+        return unkept_statistics(model, self.task, self.theirs, self.key(seed).layout.carrier)
+
 
 def collect(args: argparse.Namespace) -> dict[str, Any]:
     """Train, look, and return statistics, kinds, seeds, utilities and the marked models' bits."""
@@ -280,7 +325,10 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
         pairs.append(shadows.pair(seed))
         print(seed, pairs[-1]["utilities"], round(pairs[-1]["bits"], 1), flush=True)
     return {
-        "found": [one for pair in pairs for one in pair["found"]],
+        "found": [
+            one | more for p in pairs for one, more in zip(p["found"], p["unkept"], strict=True)
+        ],
+        "unkept": list(pairs[0]["unkept"][0]),
         "truth": np.tile([0, 1], len(pairs)),
         "seeds": np.repeat(seeds, 2),
         "utilities": [one for pair in pairs for one in pair["utilities"]],
@@ -310,9 +358,10 @@ def main() -> None:
     if args.parts > 1:
         return
     found, truth, seeds = all_of["found"], all_of["truth"], all_of["seeds"]
-    names = list(found[0])
+    unkept = all_of["unkept"]
+    names = [name for name in found[0] if name not in unkept]
     usual = [n for n in names if n not in answer_statistics_of(found[0])]
-    data = np.array([[one[name] for name in names] for one in found])
+    data = np.array([[one[name] for name in names + unkept] for one in found])
     row: dict[str, Any] = {
         "scheme": "mtlsign",
         "attack": "detection",
@@ -328,6 +377,7 @@ def main() -> None:
         "bits_median": round(float(np.median(all_of["bits"])), 1),
         "statistics": len(usual),
         "everything": len(names),
+        "unkept": len(unkept),
         "alike": args.alike,
         "conceal": args.conceal,
     }
@@ -340,13 +390,15 @@ def main() -> None:
         "meta forest": (usual, forest),
         "everything logistic": (names, logistic),
         "everything forest": (names, forest),
+        "unkept logistic": (unkept, logistic),
+        "unkept forest": (unkept, forest),
     }
     for test, (some, judge) in tests.items():
-        chosen = [names.index(name) for name in some]
+        chosen = [(names + unkept).index(name) for name in some]
         auc, ends = interval(truth, held_out(judge, data[:, chosen], truth, seeds))
         row[f"auc_{test.replace(' ', '_')}"] = auc
         row[f"auc_{test.replace(' ', '_')}_interval"] = ends
-    telling = {name: interval(truth, data[:, i])[0] for i, name in enumerate(names)}
+    telling = {name: interval(truth, data[:, i])[0] for i, name in enumerate(names + unkept)}
     row["most_telling"] = dict(sorted(telling.items(), key=lambda item: -item[1])[:8])
     row["seconds"] = round(time.process_time() - start, 1)
     write(ROWS, row | versions())

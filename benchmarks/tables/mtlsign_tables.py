@@ -211,8 +211,8 @@ def stealth() -> str:
     lines = [
         "| network | settings | models without the mark | models | statistics | accuracy clean / "
         "marked | bits, worst / median | weight variance | clusters | logistic | forest | "
-        "with norms, biases and answers |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "with norms, biases and answers | by what concealing does not keep |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows_of("mtlsign_stealth"):
         settings, kind = _settings(row), "trained alike" if row.get("alike") else "plain"
@@ -224,16 +224,20 @@ def stealth() -> str:
             f"{row[f'auc_{t}']:.2f} (to {row[f'auc_{t}_interval'][1]:.2f})"
             for t in ("variance", "clusters", "meta_logistic", "meta_forest")
         ]
-        judged = [row.get(f"auc_everything_{judge}") for judge in ("logistic", "forest")]
-        both = " / ".join(f"{auc:.2f}" for auc in judged if auc is not None) or "-"
+        both, unkept = _judged(row, "everything"), _judged(row, "unkept")
         bits = f"{row['bits_least']:.0f} / {row['bits_median']:.0f}" if "bits_least" in row else "-"
         lines.append(
             f"| {row['network']}, {row['data']} | {settings} | "
             f"{kind} | {row['shadows']} | "
             f"{row['statistics']} | {row['utility_clean']:.2f} / {row['utility_marked']:.2f} | "
-            f"{bits} | {' | '.join(tests)} | {both} |"
+            f"{bits} | {' | '.join(tests)} | {both} | {unkept} |"
         )
     return "\n".join(lines)
+
+
+def _judged(row: dict, what: str) -> str:
+    names = [f"auc_{what}_{judge}" for judge in ("logistic", "forest")]
+    return " / ".join(f"{row[name]:.2f}" for name in names if name in row) or "-"
 
 
 def kinds() -> str:
