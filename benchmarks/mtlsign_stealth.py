@@ -119,7 +119,7 @@ def activation_statistics(
 def unkept_statistics(
     model: nn.Module, task: Task, pool: Any, names: tuple[str, ...]
 ) -> dict[str, float]:
-    """Describe what concealing does not look after: spectra, tails, answers one by one."""
+    """Describe what concealing does not look after itself: spectra, tails, single answers."""
     found: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
@@ -129,7 +129,7 @@ def unkept_statistics(
         spectrum = np.linalg.svd(values, compute_uv=False)
         share = spectrum**2 / (spectrum**2).sum()
         for at in (1, 2, 4):
-            found[f"spectrum {at} {name}"] = float(share[at])
+            found[f"spectrum {at} {name}"] = float(share[at]) if at < len(share) else 0.0
         found[f"dimensions {name}"] = float(np.exp(-(share * np.log(share + 1e-12)).sum()))
         found[f"tails {name}"] = float((np.abs(unit) > 3).mean())
         found[f"skewness {name}"] = float((unit**3).mean())

@@ -78,9 +78,10 @@ def conceal(
     left as they are. No labels are used.
 
     Settled networks are more like one another than ordinary ones, so that more has to be kept:
-    rows, columns and the main direction of W are put back to their sizes, tensors behind the marked
-    layers are left as they are, triggers that come as samples of the task (unchanged) are not held,
-    and statistics of the others are kept by forces (:class:`earmark.schemes.likeness.Forces`).
+    rows, columns and the main direction of W are put back about to their sizes after that
+    (:class:`earmark.schemes.likeness.Sizes`), tensors behind the marked layers are left as they
+    are, triggers that come as samples of the task (unchanged) are not held, and statistics of the
+    others are kept by forces (:class:`earmark.schemes.likeness.Forces`).
 
     Args:
         task: The user's work; a classifier's.

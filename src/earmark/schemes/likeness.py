@@ -16,14 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from earmark.hosts import batches
 from earmark.schemes.settling import first_samples
 from earmark.task import Task
 
 _STAY, _FROM = 0.04, 0.65
 _SPREAD, _MAIN, _SURE = (0.1, 6.0), (0.06, 6.0), (0.6, 40.0)
-_MOST, _FRESH = 3.4, 0.1
+_MOST, _MOST_IN_ALL, _FRESH = 3.4, 8.0, 0.1
 _LOOKED_AT = 3000
 _ROUNDS = 2
+_STEPS = 100
+_LEAST = 1e-5
 _TINY = 1e-12
 Pair = tuple[Tensor, Tensor]
 
@@ -42,10 +45,11 @@ class Sizes:
         self._first: dict[str, Tensor] = {}
         self._main: dict[str, Tensor] = {}
         for name, value in before.items():
-            flat = value.detach().float().flatten(1)
+            flat = _flat(value.detach())
             self._rows[name], self._columns[name] = flat.norm(dim=1), flat.norm(dim=0)
-            left, sizes, _ = torch.linalg.svd(flat, full_matrices=False)
-            self._main[name], self._first[name] = left[:, 0].clone(), sizes[0]
+            self._main[name] = self._rows[name]
+            for _ in range(_STEPS):
+                self._main[name], _, self._first[name] = _power(flat, self._main[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return where the main directions have come to."""
@@ -60,21 +64,35 @@ class Sizes:
     def put_back(self, name: str, value: Tensor) -> Tensor:
         """Return a tensor whose main direction, columns and rows have the sizes that they had.
 
-        Rows exactly, the others nearly: each is put back after the one before. The main direction
-        is followed by one step of the power method a call.
+        Rows to rounding, the others nearly: each is put back after the one before. The main
+        direction is followed by one step of the power method a call. Where there is but one row or
+        column, the whole keeps its size.
         """
-        flat = value.float().flatten(1)
-        right = functional.normalize(flat.T @ self._main[name], dim=0, eps=_TINY)
-        left = flat @ right
-        size = left.norm()
-        left = left / size.clamp(min=_TINY)
-        self._main[name] = left
-        flat = flat + (self._first[name] - size) * torch.outer(left, right)
-        for _ in range(_ROUNDS):
-            flat = flat * (self._columns[name] / flat.norm(dim=0).clamp(min=_TINY))
-            flat = flat * (self._rows[name] / flat.norm(dim=1).clamp(min=_TINY))[:, None]
+        flat = _flat(value)
+        if min(flat.shape) < 2:
+            flat = flat * (self._rows[name].norm() / flat.norm().clamp(min=_TINY))
+        else:
+            left, right, size = _power(flat, self._main[name])
+            self._main[name] = left
+            flat = flat + (self._first[name] - size) * torch.outer(left, right)
+            for _ in range(_ROUNDS):
+                flat = flat * (self._columns[name] / flat.norm(dim=0).clamp(min=_TINY))
+                flat = flat * (self._rows[name] / flat.norm(dim=1).clamp(min=_TINY))[:, None]
         put: Tensor = flat.view_as(value).to(value.dtype)
         return put
+
+
+def _flat(value: Tensor) -> Tensor:
+    flat: Tensor = value.to(torch.promote_types(value.dtype, torch.float32)).flatten(1)
+    return flat
+
+
+def _power(flat: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Take a step of the power method: return both sides of the main direction, and its size."""
+    right = functional.normalize(flat.T @ left, dim=0, eps=_TINY)
+    left = flat @ right
+    size = left.norm()
+    return left / size.clamp(min=_TINY), right, size
 
 
 class Forces:
@@ -86,7 +104,8 @@ class Forces:
 
     Maths: with m and m0 the running means of a statistic now and before, e = log(m / m0), and S the
     sum of `gain * e`, kept within 3.4, a part of the variance is squeezed with weight
-    `stay * exp(S + 6 e)`, and the logarithm of the sureness has weight `S + 40 e`.
+    `stay * exp(S + 6 e)`, and the logarithm of the sureness has weight `S + 40 e`. Neither sum goes
+    beyond 8, and shares of under 1e-5 count as that.
 
     Args:
         settle: Weight at which the network was settled; a twenty-fifth of it is the forces' `stay`.
@@ -135,13 +154,13 @@ class Forces:
     def _off(self, name: str, now: Tensor, was: Tensor, gains: tuple[float, float]) -> float:
         if not self._late:
             return self._of.get(name, 0.0)
-        pair = [max(float(value.detach()), _TINY) for value in (now, was)]
+        pair = [max(float(value.detach()), _LEAST) for value in (now, was)]
         means = self._means.setdefault(name, list(pair))
         for i, value in enumerate(pair):
             means[i] += _FRESH * (value - means[i])
         off = math.log(means[0] / means[1])
         self._of[name] = min(max(self._of.get(name, 0.0) + gains[0] * off, -_MOST), _MOST)
-        return self._of[name] + gains[1] * off
+        return min(max(self._of[name] + gains[1] * off, -_MOST_IN_ALL), _MOST_IN_ALL)
 
 
 def main_directions(task: Task, model: nn.Module, layers: Sequence[str]) -> dict[str, Tensor]:
@@ -150,20 +169,24 @@ def main_directions(task: Task, model: nn.Module, layers: Sequence[str]) -> dict
     Of the first three thousand samples of the training set. The directions have length one; that of
     an answer with fewer than two samples is zero.
     """
-    some, host = first_samples(task, _LOOKED_AT), task.host(model)
+    some = batches.take(first_samples(task, _LOOKED_AT), slice(_LOOKED_AT))
+    host = task.host(model)
     scores = torch.as_tensor(host.scores(some))
     answers, where = scores.argmax(1), next(model.parameters()).device
     found: dict[str, Tensor] = {}
     for name, value in host.features(some, tuple(layers)).items():
-        features = torch.as_tensor(value).float()
-        main = torch.zeros(scores.shape[1], features.shape[1])
+        features = torch.as_tensor(value).double()
+        main = torch.zeros(scores.shape[1], features.shape[1], dtype=torch.double)
         for answer in sorted(set(answers.tolist())):
             rows = features[answers == answer]
             if len(rows) > 1:
                 rest = rows - rows.mean(0)
-                _, axes = torch.linalg.eigh(rest @ rest.T)
-                main[answer] = functional.normalize(rest.T @ axes[:, -1], dim=0, eps=_TINY)
-        found[name] = main.to(where)
+                if len(rest) < rest.shape[1]:
+                    axis = rest.T @ torch.linalg.eigh(rest @ rest.T)[1][:, -1]
+                else:
+                    axis = torch.linalg.eigh(rest.T @ rest)[1][:, -1]
+                main[answer] = functional.normalize(axis, dim=0, eps=_TINY)
+        found[name] = main.float().to(where)
     return found
 
 
@@ -172,5 +195,6 @@ def _parts(features: Tensor, groups: Tensor, main: Tensor) -> dict[str, Tensor]:
     rows = features.float()
     member = functional.one_hot(groups, len(main)).float()
     rest = rows - member @ ((member / member.sum(0).clamp(min=1)).T @ rows)
-    along = (rest * main[groups]).sum(1).square().mean()
-    return {"main": along, "rest": rest.square().sum(1).mean() - along}
+    along = (rest * main[groups]).sum(1, keepdim=True)
+    beside = rest - along * main[groups]
+    return {"main": along.square().mean(), "rest": beside.square().sum(1).mean()}
