@@ -26,6 +26,7 @@ import argparse
 import copy
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import tempfile
@@ -51,6 +52,7 @@ from earmark.keys.secret import Key
 from earmark.policy import log2_p
 from earmark.schemes.conceal import SETTINGS, conceal, gentle
 from earmark.schemes.embedding import embed, fresh_model
+from earmark.schemes.likeness import Forces
 from earmark.schemes.mtlsign import MtlSign
 from earmark.schemes.settling import train_settled
 from earmark.task import Task
@@ -252,7 +254,10 @@ class Shadows:
         )
 
     def _how(self) -> list[Any]:
-        return ["concealed", repr(self.scheme), self.args.conceal, gentle(self.task, self.scheme)]
+        code = [Path(inspect.getfile(part)).read_bytes() for part in (conceal, Forces)]
+        digest = hashlib.sha256(b"".join(code)).hexdigest()
+        way = [self.args.conceal, gentle(self.task, self.scheme), digest]
+        return ["concealed", repr(self.scheme), *way]
 
     def _near(self, seed: int) -> nn.Module:
         model, reach = copy.deepcopy(self.plain(seed)), self.args.conceal
@@ -282,7 +287,7 @@ class Shadows:
         """Return where what is seen of a seed's pair is kept."""
         args = self.args
         how = self._how() if args.conceal else [repr(self.scheme), args.alike]
-        return self._path(["pair", *how], seed, "json")
+        return self._path(["pair", 2, *how], seed, "json")
 
     def pair(self, seed: int) -> dict[str, Any]:
         """Return what is seen of a seed's two models, utilities, and the marked one's bits."""
