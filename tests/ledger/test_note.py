@@ -288,7 +288,7 @@ def test_the_secret_is_in_no_repr():
     secret = key.export()
     assert SignerKey.parse(secret).verifier == key.verifier
     for shown in (repr(key), str(key), repr(key.verifier), f"{key}"):
-        assert secret.split("+")[-1][:12] not in shown
+        assert secret.split("+", 4)[-1][:12] not in shown
 
 
 plain_text = st.text(
