@@ -31,7 +31,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +64,31 @@ Array = np.ndarray
 _NO_WEIGHT = 1e-30
 
 
+def matrices(model: nn.Module) -> Iterator[tuple[str, Array, Array, Array]]:
+    """Yield names of weights, their values, these standardized, and their singular values."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            values = parameter.detach().double().flatten(1).numpy()
+            unit = (values - values.mean()) / values.std()
+            yield name, values, unit, np.linalg.svd(values, compute_uv=False)
+
+
+def inside_answers(features: Array, answers: Array) -> Iterator[Array]:
+    """Yield the features of each answer's samples around their mean, where there are twenty."""
+    for answer in np.unique(answers):
+        rows = features[answers == answer]
+        if len(rows) >= 20:
+            yield rows - rows.mean(0)
+
+
 def weight_statistics(model: nn.Module) -> dict[str, float]:
     """Describe each layer's weights: deviation, moments, spread of rows and columns."""
     found: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            continue
-        values = parameter.detach().double().flatten(1).numpy()
-        unit = (values - values.mean()) / values.std()
+    for name, values, unit, spectrum in matrices(model):
         found[f"variance {name}"] = float(values.var())
         found[f"kurtosis {name}"] = float((unit**4).mean())
         found[f"rows {name}"] = float(values.std(1).std() / values.std())
         found[f"columns {name}"] = float(values.std(0).std() / values.std())
-        spectrum = np.linalg.svd(values, compute_uv=False)
         found[f"norm {name}"] = float(spectrum[0] / np.sqrt((spectrum**2).mean()))
     return found
 
@@ -101,11 +113,7 @@ def activation_statistics(
     found: dict[str, float] = {}
     for name, features in host.features(pool, names).items():
         splits, spreads, ranks = [], [], []
-        for answer in np.unique(answers):
-            rows = features[answers == answer]
-            if len(rows) < 20:
-                continue
-            rest = rows - rows.mean(0)
+        for rest in inside_answers(features, answers):
             _, sizes, axes = np.linalg.svd(rest, full_matrices=False)
             splits += [bimodality(rest @ axis) for axis in axes[:3]]
             spreads.append(float((sizes**2).sum() / ((features - features.mean(0)) ** 2).sum()))
@@ -123,12 +131,7 @@ def unkept_statistics(
 ) -> dict[str, float]:
     """Describe what concealing does not look after itself: spectra, tails, single answers."""
     found: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            continue
-        values = parameter.detach().double().flatten(1).numpy()
-        unit = (values - values.mean()) / values.std()
-        spectrum = np.linalg.svd(values, compute_uv=False)
+    for name, values, unit, spectrum in matrices(model):
         share = spectrum**2 / (spectrum**2).sum()
         for at in (1, 2, 4):
             found[f"spectrum {at} {name}"] = float(share[at]) if at < len(share) else 0.0
@@ -141,13 +144,10 @@ def unkept_statistics(
     for name, features in host.features(pool, names).items():
         whole = ((features - features.mean(0)) ** 2).sum(1).mean()
         spreads, second, dimensions = [], [], []
-        for answer in np.unique(answers):
-            rows = features[answers == answer]
-            if len(rows) < 20:
-                continue
-            sizes = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+        for rest in inside_answers(features, answers):
+            sizes = np.linalg.svd(rest, compute_uv=False) ** 2
             share = sizes / sizes.sum()
-            spreads.append(sizes.sum() / len(rows) / whole)
+            spreads.append(sizes.sum() / len(rest) / whole)
             second.append(share[1])
             dimensions.append(np.exp(-(share * np.log(share + 1e-12)).sum()))
         found[f"tightest {name}"], found[f"widest {name}"] = float(min(spreads)), max(spreads)

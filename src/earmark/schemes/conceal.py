@@ -9,8 +9,8 @@ network from before has anything to compare with.
 
 What a thief would squeeze out to be rid of the mark is there in an ordinary network, and the mark
 with it. In one whose samples are settled (:func:`earmark.schemes.settling.train_settled`, which
-takes no key) it is not: there a mark may move weights further, hides among other settled networks,
-and stays.
+takes no key) it is not: there a mark may move weights further, and stays. Among settled networks it
+is harder to see than a mark that was trained in, and not unseen.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SETTINGS: Mapping[str, Any] = {"triggers": 512, "share": 0.25, "weight": 0.5, "s
 """Settings of MTL-Sign that hide well in an ordinary network, with :data:`REACH`."""
 REACH = 0.06
 SETTLED: Mapping[str, Any] = {"triggers": 1024, "share": 0.25, "weight": 0.5, "settle": 40.0}
-"""Settings that hide in a network settled at that weight, with a reach of 0.2."""
+"""Settings for a network settled at that weight, with a reach of 0.2."""
 LOOSE = 0.2
 """Share of the features' variance within answers from which on a network is not settled."""
 _GENTLE = 0.4
