@@ -328,8 +328,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def write(path: Path, row: dict[str, Any]) -> None:
     """Append a row."""
     path.parent.mkdir(exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row, sort_keys=True) + "\n")
+    with path.open("ab", buffering=0) as file:  # one call, for others may write at once
+        file.write((json.dumps(row, sort_keys=True) + "\n").encode())
     print(*(f"{row.get(n)}" for n in ("attack", "seed", "utility", "bits", "error")), flush=True)
 
 

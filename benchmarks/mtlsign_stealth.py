@@ -3,21 +3,23 @@ r"""Can anybody tell that a model bears MTL-Sign? Shadow models, weights, activa
     python benchmarks/mtlsign_stealth.py --shadows 50
     python benchmarks/mtlsign_stealth.py --shadows 50 --alike
     python benchmarks/mtlsign_stealth.py --shadows 50 --conceal 0.06
-    python benchmarks/mtlsign_stealth.py --shadows 50 --conceal 0.2 --network cnn-wide --epochs 16 \
+    python benchmarks/mtlsign_stealth.py --shadows 50 --conceal 0.3 --network cnn-wide --epochs 16 \
         --settings '{"triggers": 1024, "settle": 40}'
 
 The attacker knows the scheme and trains shadow models of both kinds, one of each from every seed,
 with a key for each. Tests are scored on models that they never saw, whose seeds they never saw
 either: the variance of each layer's weights; how strongly the hidden features of his own samples
 fall into two clusters within a class; and classifiers on many statistics of weights and features,
-on these with norms, biases and answers, and on others that concealing does not look after. An AUC
+on these with norms, biases and answers, on others that concealing did not look after at first, on
+some that were chosen only once the way of concealing was settled, and on all together. An AUC
 of 0.5 is a guess; a test that is wrong more often than right is turned round. With --alike the
 models without the mark are trained in the same way, with triggers that ride and samples that are
 settled, but nothing is marked: what is then told apart is the mark, not the way of training. With
 --conceal the marked models are the unmarked ones themselves, moved a little to bear the mark, as
 `earmark protect --conceal` does it; where the scheme settles, the unmarked ones are settled too,
-which needs no key. Models and what is found in them are kept in the folder for temporary files; run
-it again, or several times at once with --part, and it goes on.
+which needs no key. What is seen of each pair is a row (mtlsign_stealth_pairs.jsonl), models are
+kept in the folder for temporary files; run it again, or several times at once with --part, and it
+goes on. With --kept the rows are judged and nothing is trained.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -57,11 +60,13 @@ from earmark.schemes.mtlsign import MtlSign
 from earmark.schemes.settling import train_settled
 from earmark.task import Task
 from earmark.training import train
-from mtlsign import versions, write
+from mtlsign import read, versions, write
 
 ROWS = Path(__file__).parent / "rows" / "mtlsign_stealth.jsonl"
+PAIRS = ROWS.with_stem("mtlsign_stealth_pairs")
 Array = np.ndarray
 _NO_WEIGHT = 1e-30
+_WAY = 2  # of concealing; raise it when that changes, so that pairs of before are not judged with
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, Array, Array, Array]]:
@@ -129,7 +134,7 @@ def activation_statistics(
 def unkept_statistics(
     model: nn.Module, task: Task, pool: Any, names: tuple[str, ...]
 ) -> dict[str, float]:
-    """Describe what concealing does not look after itself: spectra, tails, single answers."""
+    """Describe more than the first judge reads: spectra, tails, single answers."""
     found: dict[str, float] = {}
     for name, values, unit, spectrum in matrices(model):
         share = spectrum**2 / (spectrum**2).sum()
@@ -175,10 +180,85 @@ def answer_statistics(model: nn.Module, pool: Any) -> dict[str, float]:
     return found
 
 
+def fresh_statistics(
+    model: nn.Module, task: Task, pool: Any, names: tuple[str, ...]
+) -> dict[str, float]:
+    """Describe what was chosen only once the way of concealing was settled: a judge's last word."""
+    found: dict[str, float] = {}
+    for name, values, unit, _ in matrices(model):
+        found[f"column means {name}"] = float(values.mean(0).std() / values.std())
+        found[f"bulk {name}"] = float(np.median(np.abs(unit)))
+        rows = values / np.linalg.norm(values, axis=1, keepdims=True).clip(1e-12)
+        near = np.abs(rows @ rows.T) - np.eye(len(rows))
+        found[f"likeness {name}"] = float(near.sum() / len(rows) / (len(rows) - 1))
+        found[f"likest {name}"] = float(near.max(1).mean())
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 4 and parameter.shape[-1] == 3:
+            square = parameter.detach().double().square()
+            found[f"middles {name}"] = float(square[..., 1, 1].sum() / square.sum())
+    host = task.host(model)
+    answers = host.labels(pool)
+    for name, features in host.features(pool, names).items():
+        inside = [rest / np.sqrt((rest**2).mean()) for rest in inside_answers(features, answers)]
+        sizes = [np.linalg.norm(rest, axis=1) for rest in inside]
+        found[f"far {name}"] = float(np.mean([size.max() / size.mean() for size in sizes]))
+        found[f"kurtosis {name}"] = float(np.mean([(rest**4).mean() for rest in inside]))
+        found[f"skewness {name}"] = float(np.mean([(rest**3).mean() for rest in inside]))
+        found[f"nearest {name}"] = float(np.mean([_nearest(rest) for rest in inside]))
+        middles = np.stack([features[answers == answer].mean(0) for answer in np.unique(answers)])
+        apart = cdist(middles, middles)
+        apart = apart[np.triu_indices(len(middles), 1)]
+        found[f"closest middles {name}"] = float(apart.min() / apart.mean())
+        found[f"middles {name}"] = float(apart.std() / apart.mean())
+        scales = features.std(0)
+        found[f"units {name}"] = float(scales.std() / scales.mean())
+    return found | elsewhere_statistics(model, pool)
+
+
+def _nearest(rows: Array) -> float:
+    """Return how far the nearest other row is, against the mean distance."""
+    apart = cdist(rows, rows)
+    np.fill_diagonal(apart, np.inf)
+    return float(apart.min(1).mean() / np.sqrt(2 * (rows**2).sum(1).mean()))
+
+
+def elsewhere_statistics(model: nn.Module, pool: Any) -> dict[str, float]:
+    """Describe answers to what the task has not: noise, mixtures, inverted and moved inputs."""
+    some = pool[0][:600]
+    draws = torch.Generator().manual_seed(0)
+    noise = torch.randn(some.shape, generator=draws)
+    inputs = {
+        "itself": some,
+        "noisy": some + 0.5 * noise,
+        "mixed": 0.5 * (some + some.flip(0)),
+        "inverted": -some,
+        "moved": some.roll(2, dims=-1),
+        "nothing": some.mean() + some.std() * noise,
+    }
+    found: dict[str, float] = {}
+    with torch.no_grad():
+        usual = model(some).argmax(1)
+        for name, value in inputs.items():
+            shares = model(value).softmax(1)
+            bits = -(shares * shares.clamp(min=1e-9).log2()).sum(1)
+            found[f"entropy, {name}"] = float(bits.mean())
+            found[f"answers, {name}"] = float((shares.argmax(1) == usual).float().mean())
+    truth = pool[1][:600]
+    steep = some.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(model(steep), truth)
+    (slope,) = torch.autograd.grad(loss, steep)
+    found["loss"], found["steepness"] = loss.item(), float(slope.flatten(1).norm(dim=1).mean())
+    return found
+
+
 def answer_statistics_of(found: dict[str, float]) -> list[str]:
     """Return the names that :func:`answer_statistics` gave."""
     starts = ("mean ", "deviation ", "sure", "scores", "margins")
     return [name for name in found if name.startswith(starts)]
+
+
+def _rounded(found: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.6g}") for name, value in found.items()}
 
 
 def interval(truth: Array, scores: Array) -> tuple[float, list[float]]:
@@ -213,6 +293,7 @@ class Shadows:
         recipe = {"epochs": args.epochs, "lr": 0.05}
         self.task: Task = image_task(args.network, some, batch=64, recipe=recipe)
         self.scheme = MtlSign(**(SETTINGS if args.conceal else {}) | args.settings)
+        self._rows = read(PAIRS)
         stream = list(self.task.stream("train", 0))
         half = len(stream) // 2
         self.mine, self.theirs = batches.join(stream[half:]), batches.join(stream[:half])
@@ -283,30 +364,40 @@ class Shadows:
         half.rename(path)
         return model
 
-    def pair_path(self, seed: int) -> Path:
-        """Return where what is seen of a seed's pair is kept."""
-        args = self.args
-        how = self._how() if args.conceal else [repr(self.scheme), args.alike]
-        return self._path(["pair", 2, *how], seed, "json")
+    def known(self, seed: int) -> dict[str, Any] | None:
+        """Return the row of a seed's pair, if there is one."""
+        about = self._about(seed)
+        rows = (row for row in self._rows if all(row.get(k) == v for k, v in about.items()))
+        return next(rows, None)
 
     def pair(self, seed: int) -> dict[str, Any]:
         """Return what is seen of a seed's two models, utilities, and the marked one's bits."""
-        args, path = self.args, self.pair_path(seed)
-        if path.exists():
-            kept: dict[str, Any] = json.loads(path.read_text())
-            return kept
-        clean = self.alike(seed) if args.alike else self.plain(seed)
+        if known := self.known(seed):
+            return known
+        start = time.process_time()
+        clean = self.alike(seed) if self.args.alike else self.plain(seed)
         marked = self.marked(seed)
-        found = {
-            "found": [self.seen(model, seed) for model in (clean, marked)],
-            "unkept": [self.unkept(model, seed) for model in (clean, marked)],
-            "utilities": [self.task.evaluate(model) for model in (clean, marked)],
-            "bits": -log2_p(self.scheme.measure(self.task.host(marked), self.key(seed))),
+        both = (clean, marked)
+        bits = -log2_p(self.scheme.measure(self.task.host(marked), self.key(seed)))
+        row = self._about(seed) | {
+            "found": [_rounded(self.seen(model, seed)) for model in both],
+            "unkept": [_rounded(self.unkept(model, seed)) for model in both],
+            "fresh": [_rounded(self.fresh(model, seed)) for model in both],
+            "utilities": [round(self.task.evaluate(model), 3) for model in both],
+            "bits": round(bits, 1),
+            "seconds": round(time.process_time() - start, 1),
         }
-        half = path.with_suffix(f".{os.getpid()}")
-        half.write_text(json.dumps(found))
-        half.rename(path)
-        return found
+        write(PAIRS, row | versions())
+        return row
+
+    def _about(self, seed: int) -> dict[str, Any]:
+        names = ("network", "data", "images", "epochs", "settings", "alike", "conceal")
+        about = {name: getattr(self.args, name) for name in names}
+        return about | {
+            "attack": "detection",
+            "way": _WAY if self.args.conceal else 0,
+            "seed": seed,
+        }
 
     def seen(self, model: nn.Module, seed: int) -> dict[str, float]:
         """Return everything that the attacker looks at."""
@@ -315,8 +406,12 @@ class Shadows:
         return found | activation_statistics(model, self.task, self.theirs, carrier)
 
     def unkept(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Return what a judge might look at that concealing does not keep."""
+        """Return what a judge might look at beside that."""
         return unkept_statistics(model, self.task, self.theirs, self.key(seed).layout.carrier)
+
+    def fresh(self, model: nn.Module, seed: int) -> dict[str, float]:
+        """Return what nobody had looked at when concealing was made."""
+        return fresh_statistics(model, self.task, self.theirs, self.key(seed).layout.carrier)
 
 
 def collect(args: argparse.Namespace) -> dict[str, Any]:
@@ -324,16 +419,12 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
     shadows = Shadows(args)
     seeds = list(range(args.part, args.shadows, args.parts))
     if args.kept:
-        seeds = [seed for seed in seeds if shadows.pair_path(seed).exists()]
-    pairs = []
-    for seed in seeds:
-        pairs.append(shadows.pair(seed))
-        print(seed, pairs[-1]["utilities"], round(pairs[-1]["bits"], 1), flush=True)
+        seeds = [seed for seed in seeds if shadows.known(seed)]
+    pairs = [shadows.pair(seed) for seed in seeds]
     return {
-        "found": [
-            one | more for p in pairs for one, more in zip(p["found"], p["unkept"], strict=True)
-        ],
+        "found": [p["found"][i] | p["unkept"][i] | p["fresh"][i] for p in pairs for i in (0, 1)],
         "unkept": list(pairs[0]["unkept"][0]),
+        "fresh": list(pairs[0]["fresh"][0]),
         "truth": np.tile([0, 1], len(pairs)),
         "seeds": np.repeat(seeds, 2),
         "utilities": [one for pair in pairs for one in pair["utilities"]],
@@ -363,10 +454,10 @@ def main() -> None:
     if args.parts > 1:
         return
     found, truth, seeds = all_of["found"], all_of["truth"], all_of["seeds"]
-    unkept = all_of["unkept"]
-    names = [name for name in found[0] if name not in unkept]
+    unkept, fresh, every = all_of["unkept"], all_of["fresh"], list(found[0])
+    names = [name for name in every if name not in unkept + fresh]
     usual = [n for n in names if n not in answer_statistics_of(found[0])]
-    data = np.array([[one[name] for name in names + unkept] for one in found])
+    data = np.array([[one[name] for name in every] for one in found])
     row: dict[str, Any] = {
         "scheme": "mtlsign",
         "attack": "detection",
@@ -383,6 +474,7 @@ def main() -> None:
         "statistics": len(usual),
         "everything": len(names),
         "unkept": len(unkept),
+        "fresh": len(fresh),
         "alike": args.alike,
         "conceal": args.conceal,
     }
@@ -397,13 +489,17 @@ def main() -> None:
         "everything forest": (names, forest),
         "unkept logistic": (unkept, logistic),
         "unkept forest": (unkept, forest),
+        "fresh logistic": (fresh, logistic),
+        "fresh forest": (fresh, forest),
+        "all logistic": (every, logistic),
+        "all forest": (every, forest),
     }
     for test, (some, judge) in tests.items():
-        chosen = [(names + unkept).index(name) for name in some]
+        chosen = [every.index(name) for name in some]
         auc, ends = interval(truth, held_out(judge, data[:, chosen], truth, seeds))
         row[f"auc_{test.replace(' ', '_')}"] = auc
         row[f"auc_{test.replace(' ', '_')}_interval"] = ends
-    telling = {name: interval(truth, data[:, i])[0] for i, name in enumerate(names + unkept)}
+    telling = {name: interval(truth, data[:, i])[0] for i, name in enumerate(every)}
     row["most_telling"] = dict(sorted(telling.items(), key=lambda item: -item[1])[:8])
     row["seconds"] = round(time.process_time() - start, 1)
     write(ROWS, row | versions())

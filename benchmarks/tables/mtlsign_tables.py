@@ -211,8 +211,8 @@ def stealth() -> str:
     lines = [
         "| network | settings | models without the mark | models | statistics | accuracy clean / "
         "marked | bits, worst / median | weight variance | clusters | logistic | forest | "
-        "with norms, biases and answers | by what concealing does not keep |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "with norms, biases and answers | by others | by those chosen last | by all |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows_of("mtlsign_stealth"):
         settings, kind = _settings(row), "trained alike" if row.get("alike") else "plain"
@@ -224,13 +224,13 @@ def stealth() -> str:
             f"{row[f'auc_{t}']:.2f} (to {row[f'auc_{t}_interval'][1]:.2f})"
             for t in ("variance", "clusters", "meta_logistic", "meta_forest")
         ]
-        both, unkept = _judged(row, "everything"), _judged(row, "unkept")
+        wider = [_judged(row, what) for what in ("everything", "unkept", "fresh", "all")]
         bits = f"{row['bits_least']:.0f} / {row['bits_median']:.0f}" if "bits_least" in row else "-"
         lines.append(
             f"| {row['network']}, {row['data']} | {settings} | "
             f"{kind} | {row['shadows']} | "
             f"{row['statistics']} | {row['utility_clean']:.2f} / {row['utility_marked']:.2f} | "
-            f"{bits} | {' | '.join(tests)} | {both} | {unkept} |"
+            f"{bits} | {' | '.join(tests + wider)} |"
         )
     return "\n".join(lines)
 

@@ -250,7 +250,7 @@ def test_a_mark_is_concealed_among_settled_samples(desk, earmark, earmark_json, 
     assert "settled.safetensors" in err
     code, said, err = earmark(
         "protect", desk.task, "-o", out, "--vault", tmp_path / "vault", "--owner", "Test",
-        "--from", start, "--conceal", "0.2", "--settled", "--set", "triggers=256",
+        "--from", start, "--conceal", "0.3", "--settled", "--set", "triggers=256",
         "--epochs", "24",
     )  # fmt: skip
     assert code == 0, said + err

@@ -116,7 +116,7 @@ def test_among_settled_samples_a_mark_is_borne_and_they_stay_so(task, key):
     layers = settle.settled_at(task.host(task.model()))
     calm = train_settled(task, layers, seed=0, weight=20.0).model
     recipe = Recipe.of(task.recipe, **gentle(task, settle) | {"epochs": 16})
-    own = {"seed": 1, "reach": 0.2, "recipe": recipe}
+    own = {"seed": 1, "reach": 0.3, "recipe": recipe}
     marked = conceal(task, settle, key, model=copy.deepcopy(calm), **own).model
     assert -log2_p(settle.measure(task.host(marked), key)) > 64
     was, found = (spread_within(task, model, layers) for model in (calm, marked))
@@ -130,9 +130,11 @@ def test_among_settled_samples_a_mark_is_borne_and_they_stay_so(task, key):
         else:
             flat = [one.flatten(1) for one in (value, before[name])]
             assert not torch.equal(value, before[name])
-            assert torch.allclose(*(one.norm(dim=1) for one in flat), rtol=1e-4), name
+            assert torch.allclose(*(one.norm(dim=1) for one in flat), rtol=0.02), name
             assert torch.allclose(*(one.norm(dim=0) for one in flat), rtol=0.02), name
-            assert torch.allclose(*(torch.linalg.matrix_norm(one, 2) for one in flat), rtol=0.02)
+            assert torch.allclose(*(torch.linalg.svdvals(one)[:8] for one in flat), rtol=0.02), name
+            assert torch.allclose(*(one.mean(1) for one in flat), atol=1e-5), name
+            assert torch.allclose(*(one.abs().median() for one in flat), rtol=0.02), name
 
 
 def test_triggers_are_told_from_the_batchs_other_samples(key):

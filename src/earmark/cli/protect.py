@@ -134,7 +134,7 @@ def command(
     if reach is not None:
         scheme = _hiding(scheme_name, given, start, teacher, settled=settled)
     elif settled:
-        raise UsageError("--settled without --conceal.", hint="Name a reach: --conceal 0.2")
+        raise UsageError("--settled without --conceal.", hint="Name a reach: --conceal 0.3")
     else:
         scheme = registry.scheme(scheme_name, **given)
     bars = Bars(quiet=quiet or as_json)

@@ -37,7 +37,7 @@ def command(
 
     TASK is a task file as for `earmark protect`. The features of samples of one answer are squeezed
     together in training, which leaves a thief nothing to squeeze later. No key is needed and none
-    is made; next comes `earmark protect --from OUTPUT --conceal 0.2 --settled`. Keep the network
+    is made; next comes `earmark protect --from OUTPUT --conceal 0.3 --settled`. Keep the network
     to yourself: who has it sees what the mark changed. Settings are those of scheme mtlsign:
     settle, the weight, and taps.
     """
@@ -91,7 +91,7 @@ def command(
         lines += [line("warning", f"not settled: at most {LOOSE:.0%} is needed. {more}")]
     again = "".join(f" --set {item}" for item in settings)
     lines += [
-        f"{output} written.   Next: earmark protect {task_path} --from {output} --conceal 0.2 "
+        f"{output} written.   Next: earmark protect {task_path} --from {output} --conceal 0.3 "
         f"--settled{again} -o release.safetensors"
     ]
     payload: dict[str, Json] = {"utility": utility, "apart": apart, "seed": drawn}

@@ -48,7 +48,7 @@ SETTINGS: Mapping[str, Any] = {"triggers": 512, "share": 0.25, "weight": 0.5, "s
 """Settings of MTL-Sign that hide well in an ordinary network, with :data:`REACH`."""
 REACH = 0.06
 SETTLED: Mapping[str, Any] = {"triggers": 1024, "share": 0.25, "weight": 0.5, "settle": 40.0}
-"""Settings for a network settled at that weight, with a reach of 0.2."""
+"""Settings for a network settled at that weight, with a reach of 0.3."""
 LOOSE = 0.2
 """Share of the features' variance within answers from which on a network is not settled."""
 _GENTLE = 0.4
@@ -78,10 +78,11 @@ def conceal(
     left as they are. No labels are used.
 
     Settled networks are more like one another than ordinary ones, so that more has to be kept:
-    rows, columns and the main direction of W are put back about to their sizes after that
-    (:class:`earmark.schemes.likeness.Sizes`), tensors behind the marked layers are left as they
-    are, triggers that come as samples of the task (unchanged) are not held, and statistics of the
-    others are kept by forces (:class:`earmark.schemes.likeness.Forces`).
+    after that W gets about the values back that it had, rows of the same sizes and means, columns
+    and main directions of the same sizes (:class:`earmark.schemes.likeness.Sizes`), tensors behind
+    the marked layers are left as they are, triggers that come as samples of the task (unchanged)
+    are not held, and statistics of the others are kept by forces
+    (:class:`earmark.schemes.likeness.Forces`).
 
     Args:
         task: The user's work; a classifier's.
@@ -112,7 +113,7 @@ def conceal(
     if not 0 < reach < 1 or not hold >= 0:
         raise UsageError(
             f"A reach of {reach} and a hold of {hold}.",
-            expected="A reach between 0 and 1, 0.04 to 0.1 is usual, 0.2 in a settled network, "
+            expected="A reach between 0 and 1, 0.04 to 0.1 is usual, 0.3 in a settled network, "
             "and a hold of 0 or more.",
         )
     require_hiding(scheme)
