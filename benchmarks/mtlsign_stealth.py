@@ -11,7 +11,7 @@ with a key for each. Tests are scored on models that they never saw, whose seeds
 either: the variance of each layer's weights; how strongly the hidden features of his own samples
 fall into two clusters within a class; and classifiers on many statistics of weights and features,
 on these with norms, biases and answers, on others that concealing did not look after at first, on
-some that were chosen only once the way of concealing was settled, and on all together. An AUC
+some that were chosen last (of features of held-out images, too), and on all together. An AUC
 of 0.5 is a guess; a test that is wrong more often than right is turned round. With --alike the
 models without the mark are trained in the same way, with triggers that ride and samples that are
 settled, but nothing is marked: what is then told apart is the mark, not the way of training. With
@@ -66,7 +66,7 @@ ROWS = Path(__file__).parent / "rows" / "mtlsign_stealth.jsonl"
 PAIRS = ROWS.with_stem("mtlsign_stealth_pairs")
 Array = np.ndarray
 _NO_WEIGHT = 1e-30
-_WAY = 2  # of concealing; raise it when that changes, so that pairs of before are not judged with
+_WAY = 2  # of marking and looking; raise it when either changes: pairs of before are made anew
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, Array, Array, Array]]:
@@ -183,7 +183,7 @@ def answer_statistics(model: nn.Module, pool: Any) -> dict[str, float]:
 def fresh_statistics(
     model: nn.Module, task: Task, pool: Any, names: tuple[str, ...]
 ) -> dict[str, float]:
-    """Describe what was chosen only once the way of concealing was settled: a judge's last word."""
+    """Describe what was chosen last, when concealing among settled samples was all but finished."""
     found: dict[str, float] = {}
     for name, values, unit, _ in matrices(model):
         found[f"column means {name}"] = float(values.mean(0).std() / values.std())
@@ -212,7 +212,16 @@ def fresh_statistics(
         found[f"middles {name}"] = float(apart.std() / apart.mean())
         scales = features.std(0)
         found[f"units {name}"] = float(scales.std() / scales.mean())
-    return found | elsewhere_statistics(model, pool)
+    return found | elsewhere_statistics(model, pool) | held_out_statistics(model, task, names)
+
+
+def held_out_statistics(model: nn.Module, task: Task, names: tuple[str, ...]) -> dict[str, float]:
+    """Describe features and answers of images that nobody trained on."""
+    images = batches.join(list(task.stream("test", 0)))
+    found = activation_statistics(model, task, images, names)
+    answers = answer_statistics(model, images)
+    found |= {name: answers[name] for name in ("sure", "scores", "margins")}
+    return {f"{name}, held out": value for name, value in found.items()}
 
 
 def _nearest(rows: Array) -> float:
@@ -237,12 +246,12 @@ def elsewhere_statistics(model: nn.Module, pool: Any) -> dict[str, float]:
     }
     found: dict[str, float] = {}
     with torch.no_grad():
-        usual = model(some).argmax(1)
-        for name, value in inputs.items():
-            shares = model(value).softmax(1)
-            bits = -(shares * shares.clamp(min=1e-9).log2()).sum(1)
-            found[f"entropy, {name}"] = float(bits.mean())
-            found[f"answers, {name}"] = float((shares.argmax(1) == usual).float().mean())
+        shares = {name: model(value).softmax(1) for name, value in inputs.items()}
+    usual = shares["itself"].argmax(1)
+    for name, share in shares.items():
+        found[f"entropy, {name}"] = -float((share * share.clamp(min=1e-9).log2()).sum(1).mean())
+        if name != "itself":
+            found[f"answers, {name}"] = float((share.argmax(1) == usual).float().mean())
     truth = pool[1][:600]
     steep = some.clone().requires_grad_()
     loss = nn.functional.cross_entropy(model(steep), truth)
@@ -262,22 +271,22 @@ def _rounded(found: dict[str, float]) -> dict[str, float]:
 
 
 def interval(truth: Array, scores: Array) -> tuple[float, list[float]]:
-    """Return an AUC, turned round if under one half, and its 95 % bootstrap interval."""
+    """Return an AUC, turned round if under one half, and its 95 % bootstrap interval over pairs."""
     if roc_auc_score(truth, scores) < 0.5:
         scores = -scores
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(500):
-        index = rng.integers(0, len(truth), len(truth))
-        if 0 < truth[index].sum() < len(truth):
-            draws.append(roc_auc_score(truth[index], scores[index]))
+        first = 2 * rng.integers(0, len(truth) // 2, len(truth) // 2)
+        index = np.concatenate([first, first + 1])
+        draws.append(roc_auc_score(truth[index], scores[index]))
     ends = [round(float(end), 3) for end in np.quantile(draws, (0.025, 0.975))]
     return round(float(roc_auc_score(truth, scores)), 3), ends
 
 
 def held_out(judge: Any, data: Array, truth: Array, seeds: Array) -> Array:
     """Return each model's score by a judge that was fitted without it and without its seed."""
-    folds = GroupKFold(10)
+    folds = GroupKFold(min(10, len(set(seeds))))
     scores: Array = cross_val_predict(
         judge, data, truth, groups=seeds, cv=folds, method="predict_proba"
     )[:, 1]
@@ -410,7 +419,7 @@ class Shadows:
         return unkept_statistics(model, self.task, self.theirs, self.key(seed).layout.carrier)
 
     def fresh(self, model: nn.Module, seed: int) -> dict[str, float]:
-        """Return what nobody had looked at when concealing was made."""
+        """Return what was looked at last."""
         return fresh_statistics(model, self.task, self.theirs, self.key(seed).layout.carrier)
 
 
@@ -421,6 +430,10 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
     if args.kept:
         seeds = [seed for seed in seeds if shadows.known(seed)]
     pairs = [shadows.pair(seed) for seed in seeds]
+    if args.parts > 1:
+        return {}
+    if len(pairs) < 2:
+        raise SystemExit(f"{len(pairs)} pairs are too few to judge; train more of them.")
     return {
         "found": [p["found"][i] | p["unkept"][i] | p["fresh"][i] for p in pairs for i in (0, 1)],
         "unkept": list(pairs[0]["unkept"][0]),
@@ -443,10 +456,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--alike", action="store_true", help="train the others in the same way")
     parser.add_argument("--conceal", type=float, default=0.0, help="reach from finished models")
-    parser.add_argument("--part", type=int, default=0, help="train only this part, write no row")
+    parser.add_argument("--part", type=int, default=0, help="train only this part, judge nothing")
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--kept", action="store_true", help="judge what is kept, train nothing")
     args = parser.parse_args()
+    if not 0 <= args.part < args.parts:
+        parser.error(f"part {args.part} of {args.parts}: parts count from 0; name --parts too")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     start = time.process_time()
@@ -477,6 +492,7 @@ def main() -> None:
         "fresh": len(fresh),
         "alike": args.alike,
         "conceal": args.conceal,
+        "way": _WAY,
     }
     logistic = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     forest = RandomForestClassifier(300, random_state=0)

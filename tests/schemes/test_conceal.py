@@ -129,7 +129,7 @@ def test_among_settled_samples_a_mark_is_borne_and_they_stay_so(task, key):
             assert torch.equal(value, before[name]), f"no mark reaches {name}"
         else:
             flat = [one.flatten(1) for one in (value, before[name])]
-            assert not torch.equal(value, before[name])
+            assert 0.01 < (value - before[name]).norm() / before[name].norm() < 0.31
             assert torch.allclose(*(one.norm(dim=1) for one in flat), rtol=0.02), name
             assert torch.allclose(*(one.norm(dim=0) for one in flat), rtol=0.02), name
             assert torch.allclose(*(torch.linalg.svdvals(one)[:8] for one in flat), rtol=0.02), name

@@ -174,7 +174,7 @@ def _the_number(content: ReportContent) -> Markup:
     tosses = int(verdict.bits)
     if tosses >= 1:
         like = (
-            f" It is as unlikely as calling {tosses:,} "
+            f" It is no likelier than calling {tosses:,} "
             f"toss{'es' if tosses != 1 else ''} of a fair coin in a row."
         )
     else:

@@ -78,10 +78,10 @@ def conceal(
     left as they are. No labels are used.
 
     Settled networks are more like one another than ordinary ones, so that more has to be kept:
-    after that W gets about the values back that it had, rows of the same sizes and means, columns
-    and main directions of the same sizes (:class:`earmark.schemes.likeness.Sizes`), tensors behind
-    the marked layers are left as they are, triggers that come as samples of the task (unchanged)
-    are not held, and statistics of the others are kept by forces
+    instead of its size W gets about the values back that it had, rows of the same sizes and means,
+    columns and main directions of the same sizes (:class:`earmark.schemes.likeness.Sizes`), tensors
+    behind the marked layers are left as they are, triggers that come as samples of the task
+    (unchanged) are not held, and statistics of the others are kept by forces
     (:class:`earmark.schemes.likeness.Forces`).
 
     Args:

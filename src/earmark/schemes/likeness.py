@@ -1,9 +1,9 @@
 """Keep a network like what it was while a mark is concealed in it among settled samples.
 
 Settled networks are more like one another than ordinary ones, so that a little more of anything
-shows: the size of a row, a column or a main direction of some weights, how far samples of one
-answer are apart, how sure the answers are. :class:`Sizes` puts the first kind back after each step,
-:class:`Forces` draws the second back while a network is trained.
+shows: of weights, their values, their means, the size of a row, a column or a main direction; of
+features, how far samples of one answer are apart; and how sure the answers are. :class:`Sizes` puts
+weights back after each step, :class:`Forces` draws the others back while a network is trained.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class Sizes:
 
         In turn its values become those that it had, in the order that they have now; its main
         directions get the sizes that they had, up to 32 of them, after one more step of the power
-        method; its columns theirs, and its rows their sizes and means. The last come nearest. Of a
-        tensor with fewer than eight rows or columns only the size as a whole is kept;
-        one that is not finite comes back as it is.
+        method; its columns theirs, and its rows theirs and their means. Means come back exactly,
+        columns nearly, the others about. Of a tensor with fewer than eight rows or columns only the
+        size as a whole is kept; one that is not finite comes back as it is.
         """
         flat = _flat(value)
         if not flat.isfinite().all():
