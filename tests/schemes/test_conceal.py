@@ -14,7 +14,7 @@ from earmark.bench.zoo import image_task
 from earmark.errors import HostError, UsageError
 from earmark.hosts import batches
 from earmark.policy import log2_p
-from earmark.schemes.conceal import SETTINGS, _others, conceal, gentle
+from earmark.schemes.conceal import SETTINGS, _others, _require_alike, conceal, gentle
 from earmark.schemes.embedding import fresh_model
 from earmark.schemes.mtlsign import MtlSign
 from earmark.schemes.settling import require_readable, spread_within, train_settled
@@ -109,6 +109,16 @@ def test_batches_too_small_or_too_large_for_the_share_are_counted_as_they_ride(b
 def test_refuses_a_reach_that_makes_no_sense(task, plain, key, wrong):
     with pytest.raises(UsageError, match="reach"):
         conceal(task, SCHEME, key, model=plain, seed=1, **wrong)
+
+
+def test_refuses_a_network_that_was_lost(task, plain):
+    other = copy.deepcopy(plain)
+    _require_alike(task, plain, other)
+    with torch.no_grad():
+        for value in other.parameters():
+            value.zero_()
+    with pytest.raises(HostError, match="was lost"):
+        _require_alike(task, plain, other)
 
 
 def test_among_settled_samples_a_mark_is_borne_and_they_stay_so(task, key):

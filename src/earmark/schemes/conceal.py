@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from earmark.errors import UsageError
+from earmark.errors import HostError, UsageError
 from earmark.events import SILENT, Events
 from earmark.hosts import batches, taps
 from earmark.hosts.batches import Tree
@@ -37,6 +37,7 @@ from earmark.schemes.mtlsign import MtlSign
 from earmark.schemes.riding import OWN_PASS, RidingMark, marked_of, settled_at
 from earmark.schemes.settling import (
     answering,
+    first_samples,
     frozen_norms,
     require_readable,
     spread_within,
@@ -53,6 +54,7 @@ LOOSE = 0.2
 """Share of the features' variance within answers from which on a network is not settled."""
 _GENTLE = 0.4
 _ROUNDS = 32
+_ASKED, _SAME = 500, 0.75
 _TINY = 1e-12
 
 
@@ -103,7 +105,8 @@ def conceal(
     Raises:
         UsageError: A reach or hold that makes no sense, a scheme that marks neighbours, or one that
             settles where the network is not settled.
-        HostError: The network gives no class scores, or the loss became NaN or infinite.
+        HostError: The network gives no class scores, the loss became NaN or infinite, or a quarter
+            of the answers and more are no longer what they were.
         KeyLayoutError, CarrierError: As :meth:`earmark.schemes.mtlsign.MtlSign.attach`.
 
     Example:
@@ -155,7 +158,7 @@ def conceal(
                     total = total + forces.term(scores, pairs)
             return total
 
-        return train(
+        trained = train(
             task,
             seed=seed,
             recipe=recipe,
@@ -166,6 +169,21 @@ def conceal(
             purpose=purpose,
             events=events,
             label="conceal",
+        )
+    _require_alike(task, before, model)
+    return trained
+
+
+def _require_alike(task: Task, before: nn.Module, model: nn.Module) -> None:
+    """Make sure that the network still answers as it did, which training cannot promise."""
+    some = first_samples(task, _ASKED)
+    was, now = (torch.as_tensor(task.host(one).labels(some)) for one in (before, model))
+    same = float((was == now).double().mean())
+    if same < _SAME:
+        raise HostError(
+            f"The network was lost: only {same:.0%} of its answers are what they were.",
+            expected=f"At least {_SAME:.0%}.",
+            hint="Conceal again with another seed, or within a smaller reach.",
         )
 
 
