@@ -66,7 +66,7 @@ ROWS = Path(__file__).parent / "rows" / "mtlsign_stealth.jsonl"
 PAIRS = ROWS.with_stem("mtlsign_stealth_pairs")
 Array = np.ndarray
 _NO_WEIGHT = 1e-30
-_WAY = 2  # of marking and looking; raise it when either changes: pairs of before are made anew
+_WAY = 3  # of marking and looking; raise it when either changes: pairs of before are made anew
 
 
 def matrices(model: nn.Module) -> Iterator[tuple[str, Array, Array, Array]]:

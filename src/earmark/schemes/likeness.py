@@ -23,7 +23,7 @@ from earmark.task import Task
 
 _STAY, _FROM = 0.04, 0.65
 _SPREAD, _MAIN, _SURE = (0.1, 6.0), (0.06, 6.0), (0.6, 40.0)
-_MOST, _MOST_IN_ALL, _FRESH = 3.4, 8.0, 0.1
+_MOST, _MOST_IN_ALL, _FRESH = 3.4, 4.0, 0.1
 _LOOKED_AT = 3000
 _MAINS = 8
 _DIRECTIONS = 32
@@ -148,7 +148,8 @@ class Forces:
     Maths: with m and m0 the running means of a statistic now and before, e = log(m / m0), and S the
     sum of `gain * e`, kept within 3.4, a part of the variance is squeezed with weight
     `stay * exp(S + 6 e)`, and the logarithm of the sureness has weight `S + 40 e`. Neither sum goes
-    beyond 8, and shares of under 1e-5 count as that.
+    beyond 4, and shares of under 1e-5 count as that. At 8 a network was lost: forces came on, of up
+    to three thousand times their `stay`, while features were still on their way.
 
     Args:
         settle: Weight at which the network was settled; a twenty-fifth of it is the forces' `stay`.
