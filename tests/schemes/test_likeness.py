@@ -186,6 +186,18 @@ def test_a_force_has_the_weight_that_is_told(generator):
     assert term == pytest.approx(told, rel=1e-4)
 
 
+def test_forces_are_bound_where_features_are_still_on_their_way(generator):
+    scores, was, along = spread_out(generator, (2.0,), rest=0.1)
+    forces = Forces(50.0, LAYERS, {"fc": along})
+    forces.follow(1.0)
+    forces.follow(0.1)
+    now = was + torch.randn(was.shape, generator=generator)
+    term = float(forces.term((scores, scores), {"fc": (now, was)}))
+    parts = _parts(now, scores.argmax(1), along).sum() / was.var(0, correction=0).sum()
+    assert term <= 0.5 * 50 / 25 * math.exp(4) * float(parts) * 1.001
+    assert term > 0.5 * 50 / 25 * math.exp(3) * float(parts), "they would go further"
+
+
 def test_a_part_that_was_not_there_pulls_no_more_than_told(generator):
     scores, was, along = spread_out(generator, (2.0,), rest=0.0)
     now = (was + 0.01 * torch.randn(was.shape, generator=generator)).requires_grad_()
